@@ -335,13 +335,13 @@ CUFLASH_API cuflash_status cuflash_attention_forward(const cuflash_attention *at
  * enough (|lse| > 32), it is recomputed. */
 CUFLASH_API cuflash_status cuflash_attention_backward(const cuflash_attention *attention);
 
-/* Bytes of workspace a pass needs, 64-byte aligned, on the tensors' device. Checks all arguments as the
- * pass itself would. */
+/* Bytes of workspace a pass needs, 64-byte aligned, on the tensors' device. Checks its arguments as the pass
+ * itself would, but q, k and v suffice. */
 CUFLASH_API cuflash_status cuflash_attention_workspace(const cuflash_attention *attention,
                                                        cuflash_pass pass, size_t *bytes);
 
 /* Which kernel will run and how, in words, as lines of "name: value". Always null-terminated; cut short where
- * size does not suffice (1024 does). Checks all arguments as the pass itself would. */
+ * size does not suffice (1024 does). Checks its arguments as the pass itself would, but q, k and v suffice. */
 CUFLASH_API cuflash_status cuflash_attention_plan(const cuflash_attention *attention, cuflash_pass pass,
                                                   char *text, size_t size);
 

@@ -1,0 +1,17 @@
+# Finds the CUDA toolkit. This version has no CUDA kernels yet: what is found is only reported, and its headers let
+# the tests compile the C++ API against the real half type.
+if(NOT CUFLASH_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "CUFLASH_CUDA: expected AUTO, ON or OFF, got '${CUFLASH_CUDA}'")
+endif()
+set(cuflash_cuda_include "")
+if(NOT CUFLASH_CUDA STREQUAL "OFF")
+  find_package(CUDAToolkit QUIET)
+  if(CUDAToolkit_FOUND)
+    list(GET CUDAToolkit_INCLUDE_DIRS 0 cuflash_cuda_include)
+    message(STATUS "CUDA toolkit ${CUDAToolkit_VERSION} found; this version of cuflash has no CUDA kernels to build")
+  elseif(CUFLASH_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "CUFLASH_CUDA=ON, but no CUDA toolkit was found (is nvcc on the PATH, or CUDAToolkit_ROOT set?)")
+  else()
+    message(STATUS "No CUDA toolkit found: building for the CPU alone")
+  endif()
+endif()

@@ -1,0 +1,164 @@
+#include "cpu/cpu.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "interrupt.h"
+#include "parallel.h"
+
+/* ---- Instruction sets --------------------------------------------------------------------------- */
+
+extern const cuflash_cpu_kernels cuflash_cpu_baseline, cuflash_cpu_avx2, cuflash_cpu_avx512;
+
+static bool always(void) {
+    return true;
+}
+
+#ifdef CUFLASH_X86_VARIANTS
+static bool has_avx2(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+static bool has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+/* Best first. The compiler flags of each are in CMakeLists.txt. */
+static const struct {
+    const cuflash_cpu_kernels *kernels;
+    bool (*supported)(void);
+} variants[] = {
+#ifdef CUFLASH_X86_VARIANTS
+    {&cuflash_cpu_avx512, has_avx512},
+    {&cuflash_cpu_avx2, has_avx2},
+#endif
+    {&cuflash_cpu_baseline, always},
+};
+enum { VARIANTS = sizeof variants / sizeof *variants };
+
+static pthread_once_t choose_once = PTHREAD_ONCE_INIT;
+static const cuflash_cpu_kernels *chosen; /* NULL: CUFLASH_CPU_ISA names one that cannot run; why is in refusal */
+static char refusal[256];
+
+static void choose(void) {
+    const char *wanted = getenv("CUFLASH_CPU_ISA");
+    char names[64] = "";
+    for (int i = 0; i < VARIANTS; i++) {
+        const char *name = variants[i].kernels->name;
+        if (!variants[i].supported()) continue;
+        if (!wanted || !*wanted || strcmp(wanted, name) == 0) {
+            chosen = variants[i].kernels;
+            return;
+        }
+        strcat(strcat(names, *names ? ", " : ""), name);
+    }
+    snprintf(refusal, sizeof refusal, "CUFLASH_CPU_ISA: expected one that this machine runs (%s), got '%.64s'", names, wanted);
+}
+
+const char *cuflash_cpu_isa(void) {
+    pthread_once(&choose_once, choose);
+    return chosen ? chosen->name : "none";
+}
+
+/* ---- Plan --------------------------------------------------------------------------------------- */
+
+static int64_t round_up(int64_t x, int64_t to) {
+    return (x + to - 1) / to * to;
+}
+
+/* Pieces of work that a backward is cut into, at least: enough to keep many threads busy, and few enough that the
+ * partial dk and dv of each stay small. They depend on the problem alone, so that results do not depend on the
+ * number of threads. */
+enum { BACKWARD_UNITS = 16 };
+
+cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, int threads,
+                                     size_t *workspace_bytes) {
+    pthread_once(&choose_once, choose);
+    if (!chosen) return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s", refusal);
+    const cuflash_cpu_kernels *kernels = chosen;
+    *plan = (cuflash_cpu_plan){.kernels = kernels};
+    plan->group = p->heads / p->heads_kv;
+    plan->pairs = p->batch * p->heads_kv;
+    plan->rows = plan->group * p->seq_q;
+    plan->row_blocks = (plan->rows + kernels->block_m - 1) / kernels->block_m;
+    plan->pad_d = round_up(p->head_dim, kernels->vector);
+    plan->pad_dv = round_up(p->head_dim_v, kernels->vector);
+    plan->splits = (BACKWARD_UNITS + plan->pairs - 1) / plan->pairs;
+    if (plan->splits > plan->row_blocks) plan->splits = plan->row_blocks;
+    plan->units = plan->pairs * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
+    plan->threads = threads < plan->units ? threads : (int)plan->units;
+    plan->scratch_floats = round_up(kernels->scratch_floats(plan, p, pass), 16);
+    plan->partial_floats = pass == CUFLASH_FORWARD ? 0 : round_up(p->seq_k * (plan->pad_d + plan->pad_dv), 16);
+    int64_t floats = 0, partials = 0;
+    if (__builtin_mul_overflow(plan->threads, plan->scratch_floats, &floats) ||
+        __builtin_mul_overflow(plan->units, plan->partial_floats, &partials) ||
+        __builtin_add_overflow(floats, partials, &floats) || floats > INT64_MAX / 4)
+        return cuflash_fail(CUFLASH_OUT_OF_MEMORY, "attention: the workspace of this problem does not fit 64 bits");
+    *workspace_bytes = (size_t)floats * sizeof(float);
+    return CUFLASH_SUCCESS;
+}
+
+void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_problem *p, char *text, size_t size) {
+    bool split = plan->partial_floats > 0;
+    snprintf(text, size,
+             "kernel: cpu %s, %d lanes, %s kept as float32\n"
+             "tile: %d query rows x %d keys%s\n"
+             "work: %lld units (%lld batch x KV head, %lld %s each) on %d thread%s\n",
+             plan->kernels->name, plan->kernels->vector, p->dtype == CUFLASH_FLOAT32 ? "all" : "operands converted, sums",
+             plan->kernels->block_m, plan->kernels->block_n,
+             plan->group > 1 ? ", query heads of a KV head together" : "", (long long)plan->units, (long long)plan->pairs,
+             (long long)(split ? plan->splits : plan->row_blocks), split ? "splits" : "row blocks", plan->threads,
+             plan->threads == 1 ? "" : "s");
+}
+
+/* ---- Run ---------------------------------------------------------------------------------------- */
+
+typedef struct {
+    const cuflash_cpu_plan *plan;
+    const cuflash_problem *p;
+    float *scratch;  /* [threads][scratch_floats] */
+    float *partials; /* backward: [units][partial_floats] */
+    unsigned ticket;
+} work;
+
+static void forward_units(void *context, int64_t begin, int64_t end, int thread) {
+    const work *w = context;
+    for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++)
+        w->plan->kernels->forward(w->plan, w->p, unit, w->scratch + thread * w->plan->scratch_floats, w->ticket);
+}
+
+static void backward_units(void *context, int64_t begin, int64_t end, int thread) {
+    const work *w = context;
+    for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++)
+        w->plan->kernels->backward(w->plan, w->p, unit, w->scratch + thread * w->plan->scratch_floats,
+                                   w->partials + unit * w->plan->partial_floats, w->ticket);
+}
+
+static int64_t key_blocks(const work *w) {
+    return (w->p->seq_k + w->plan->kernels->block_n - 1) / w->plan->kernels->block_n;
+}
+
+static void finish_units(void *context, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    const work *w = context;
+    int64_t blocks = key_blocks(w), size = w->plan->kernels->block_n;
+    for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++) {
+        int64_t first = unit % blocks * size, left = w->p->seq_k - first;
+        w->plan->kernels->backward_finish(w->plan, w->p, unit / blocks, first, left < size ? left : size, w->partials);
+    }
+}
+
+void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace, unsigned ticket) {
+    work w = {.plan = plan, .p = p, .scratch = workspace, .ticket = ticket};
+    w.partials = w.scratch + plan->threads * plan->scratch_floats;
+    if (pass == CUFLASH_FORWARD) {
+        cuflash_parallel_for(plan->threads, plan->units, 1, forward_units, &w);
+        return;
+    }
+    cuflash_parallel_for(plan->threads, plan->units, 1, backward_units, &w);
+    if (p->dk.data || p->dv.data) cuflash_parallel_for(plan->threads, plan->pairs * key_blocks(&w), 1, finish_units, &w);
+}

@@ -1,0 +1,45 @@
+/* The CPU backend: one kernel source, compiled once per instruction set, chosen at run time. */
+#ifndef CUFLASH_CPU_H
+#define CUFLASH_CPU_H
+
+#include "problem.h"
+
+/* How a problem is cut up. The rows of a (batch, KV head) pair are the query rows of all its query heads, position
+ * by position: row r is position r / group of query head r % group. They share K and V, so a block of rows does. */
+typedef struct {
+    const struct cuflash_cpu_kernels *kernels;
+    int threads;
+    int64_t group;          /* query heads per KV head */
+    int64_t pairs;          /* batch * heads_kv */
+    int64_t rows;           /* per pair: group * seq_q */
+    int64_t row_blocks;     /* per pair */
+    int64_t units;          /* pieces of work that threads take: forward row blocks, backward splits */
+    int64_t splits;         /* backward: parts a pair's row blocks are dealt out to, each with its own dk and dv */
+    int64_t pad_d, pad_dv;  /* head dimensions rounded up to whole vectors */
+    int64_t scratch_floats; /* per thread */
+    int64_t partial_floats; /* backward, per split: dk [seq_k][pad_d], then dv [seq_k][pad_dv] */
+} cuflash_cpu_plan;
+
+/* What an instruction set provides: its row of the table in cpu.c. */
+typedef struct cuflash_cpu_kernels {
+    const char *name;
+    int vector;  /* floats */
+    int block_m; /* query rows to a tile */
+    int block_n; /* keys to a tile */
+    /* Floats of scratch a thread needs. */
+    int64_t (*scratch_floats)(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass);
+    /* One unit of work of each kind. */
+    void (*forward)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *scratch, unsigned ticket);
+    void (*backward)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *scratch, float *partial,
+                     unsigned ticket);
+    /* Sums the splits of block_n keys of a pair and writes dk and dv. */
+    void (*backward_finish)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first_key,
+                            int64_t keys, const float *partials);
+} cuflash_cpu_kernels;
+
+cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, int threads,
+                                     size_t *workspace_bytes);
+void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_problem *p, char *text, size_t size);
+void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace, unsigned ticket);
+
+#endif

@@ -1,0 +1,476 @@
+/* The CPU kernels: FlashAttention (Dao et al. 2022; backward as in FlashAttention-2, Dao 2023) on tiles of block_m query
+ * rows and block_n keys.
+ *
+ * Query rows are the lanes of the vectors. Scores are kept transposed, S[key][row], and so is the output while it
+ * grows, O[d][row]: then the softmax needs no sums across lanes, a row's maximum and sum are one lane each, and every
+ * product is gemm() with K and V read where they lie:
+ *
+ *   S[key][row]    = K[key][d]   * Q[d][row]           forward and backward
+ *   O[d][row]     += V[key][d]   * P[key][row]         A read by columns
+ *   dP[key][row]   = V[key][d]   * dO[d][row]
+ *   dV[key][d]    += P[key][row] * dO[row][d]
+ *   dK[key][d]    += dS[key][row] * Q[row][d]
+ *   dQ[d][row]    += K[key][d]   * dS[key][row]        A read by columns
+ *
+ * Scores are differences before they are scaled: p = 2^((s - m) c), c = |scale| log2 e, with the sign of scale in Q.
+ * Near the maximum the difference is exact, so logits of any size lose nothing. */
+#include <math.h>
+#include <string.h>
+
+#include "cpu.h"
+#include "gemm.h"
+#include "interrupt.h"
+
+enum { BLOCK_M = 64, BLOCK_N = 96 };
+
+static const float LOG2E = 1.44269504f;
+
+
+/* ---- Rows and keys of any dtype ----------------------------------------------------------------- */
+
+static void load_row(cuflash_dtype dtype, const void *row, int64_t n, float *dst) {
+    switch (dtype) {
+    case CUFLASH_FLOAT16: half_to_float_row(row, n, dst); break;
+    case CUFLASH_BFLOAT16: bfloat_to_float_row(row, n, dst); break;
+    default: memcpy(dst, row, (size_t)n * sizeof(float));
+    }
+}
+
+static void store_row(cuflash_dtype dtype, void *row, int64_t n, const float *src) {
+    switch (dtype) {
+    case CUFLASH_FLOAT16: float_to_half_row(src, n, row); break;
+    case CUFLASH_BFLOAT16: float_to_bfloat_row(src, n, row); break;
+    default: memcpy(row, src, (size_t)n * sizeof(float));
+    }
+}
+
+/* Some query rows of one (batch, KV head) pair, and what they may see. */
+typedef struct {
+    int64_t batch, head_kv, first; /* first: row number within the pair */
+    int64_t rows, lanes;           /* lanes: rows rounded up to whole vectors */
+    int64_t keys;                  /* the most any row sees */
+    int64_t shared;                /* keys that every row sees */
+    int64_t limit[BLOCK_M];        /* keys that each row sees; all of them where a lane has no row */
+} row_block;
+
+static row_block block_at(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t index) {
+    row_block block = {.batch = pair / p->heads_kv, .head_kv = pair % p->heads_kv, .first = index * BLOCK_M};
+    block.rows = plan->rows - block.first < BLOCK_M ? plan->rows - block.first : BLOCK_M;
+    block.lanes = (block.rows + VL - 1) / VL * VL;
+    block.shared = p->seq_k;
+    for (int64_t r = 0; r < block.lanes; r++) {
+        int64_t visible = r < block.rows ? cuflash_visible_keys(p, (block.first + r) / plan->group) : p->seq_k;
+        if (r < block.rows && visible > block.keys) block.keys = visible;
+        if (visible < block.shared) block.shared = visible;
+        block.limit[r] = visible;
+    }
+    return block;
+}
+
+/* Where row r of the block lies in q, o or one of their like. */
+static char *row_address(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t r) {
+    int64_t row = block->first + r;
+    return cuflash_row(x, block->batch, block->head_kv * plan->group + row % plan->group, row / plan->group);
+}
+
+/* The block's rows of x times factor, as lanes: dst[d][row]. Lanes without a row are zero. */
+static void load_lanes(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
+                       float factor, float *dst) {
+    float row[CUFLASH_MAX_HEAD_DIM];
+    for (int64_t r = 0; r < block->lanes; r++) {
+        if (r < block->rows) load_row(x->dtype, row_address(plan, block, x, r), dim, row);
+        else memset(row, 0, sizeof row);
+        for (int64_t d = 0; d < dim; d++) dst[d * BLOCK_M + r] = factor * row[d];
+    }
+}
+
+/* The block's rows of x as rows, dst[row][pad], padded with zeros. */
+static void load_rows(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim, int64_t pad,
+                      float *dst) {
+    for (int64_t r = 0; r < block->rows; r++) {
+        load_row(x->dtype, row_address(plan, block, x, r), dim, dst + r * pad);
+        for (int64_t d = dim; d < pad; d++) dst[r * pad + d] = 0;
+    }
+}
+
+/* Writes lanes, src[d][row] * factor[row], to the block's rows of x. */
+static void store_lanes(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
+                        const float *src, const float *factor) {
+    float row[CUFLASH_MAX_HEAD_DIM];
+    for (int64_t r = 0; r < block->rows; r++) {
+        for (int64_t d = 0; d < dim; d++) row[d] = src[d * BLOCK_M + r] * factor[r];
+        store_row(x->dtype, row_address(plan, block, x, r), dim, row);
+    }
+}
+
+/* Rows of K or V as float32: in place where they are that, converted into the buffer otherwise. */
+typedef struct {
+    const float *data;
+    int64_t stride;
+} key_tile;
+
+static key_tile load_keys(const row_block *block, const cuflash_operand *x, int64_t first, int64_t count, int64_t dim,
+                          float *buffer) {
+    const char *rows = cuflash_row(x, block->batch, block->head_kv, first);
+    if (x->dtype == CUFLASH_FLOAT32) return (key_tile){(const float *)(const void *)rows, x->seq};
+    int64_t step = x->seq * (int64_t)cuflash_dtype_size(x->dtype);
+    for (int64_t j = 0; j < count; j++) load_row(x->dtype, rows + j * step, dim, buffer + j * dim);
+    return (key_tile){buffer, dim};
+}
+
+/* ---- Masking ------------------------------------------------------------------------------------ */
+
+/* Lanes that do not see key j. */
+static vi hidden(const row_block *block, int64_t lane, int64_t j) {
+    vi mask;
+    for (int i = 0; i < VL; i++) mask[i] = block->limit[lane + i] <= j ? -1 : 0;
+    return mask;
+}
+
+/* Writes value where a row does not see a key; x is [key][row], its first key number `first`. */
+static void mask_tile(const row_block *block, int64_t first, int64_t count, float value, float *x) {
+    for (int64_t lane = 0; lane < block->lanes; lane += VL)
+        for (int64_t j = 0; j < count; j++) {
+            float *at = x + j * BLOCK_M + lane;
+            v_store(at, v_select(hidden(block, lane, first + j), v_set(value), v_load(at)));
+        }
+}
+
+/* A product gives a hidden key weight 0, and 0 times infinity or NaN is NaN. So where a tile hides something, and the
+ * rows it multiplies are not all finite, these take the product's place and skip what is hidden. */
+static int all_finite(const float *x, int64_t stride, int64_t rows, int64_t dim) {
+    float sum = 0;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t d = 0; d < dim; d++) sum += x[r * stride + d] * 0;
+    return sum == 0;
+}
+
+/* out[d][row] (+)= x[key][d] * weight[key][row] */
+static void visible_to_lanes(const row_block *block, int64_t first, int64_t count, key_tile x, int64_t dim, const float *weight,
+                             float *out, int add) {
+    for (int64_t r = 0; r < block->lanes; r++) {
+        int64_t seen = block->limit[r] - first < count ? block->limit[r] - first : count;
+        for (int64_t d = 0; d < dim; d++) {
+            float sum = 0;
+            for (int64_t j = 0; j < seen; j++) sum += x.data[j * x.stride + d] * weight[j * BLOCK_M + r];
+            out[d * BLOCK_M + r] = add ? out[d * BLOCK_M + r] + sum : sum;
+        }
+    }
+}
+
+/* out[key][d] += weight[key][row] * x[row][d] */
+static void visible_to_keys(const row_block *block, int64_t first, int64_t count, const float *x, int64_t pad,
+                            const float *weight, float *out) {
+    for (int64_t j = 0; j < count; j++)
+        for (int64_t r = 0; r < block->rows; r++) {
+            if (block->limit[r] <= first + j) continue;
+            for (int64_t d = 0; d < pad; d++) out[j * pad + d] += weight[j * BLOCK_M + r] * x[r * pad + d];
+        }
+}
+
+/* ---- Forward ------------------------------------------------------------------------------------ */
+
+/* What a thread works in. */
+typedef struct {
+    float *q_lanes, *o_lanes;      /* [dim][BLOCK_M] */
+    float *s;                      /* [BLOCK_N][BLOCK_M]: scores, then probabilities */
+    float *k_buffer, *v_buffer;    /* [BLOCK_N][dim] */
+    float *max, *sum;              /* [BLOCK_M]: of the scores seen so far, and of 2^((s - max) c) */
+    float *d_o_lanes, *dq_lanes;   /* backward: [dim][BLOCK_M] */
+    float *q_rows, *d_o_rows;      /* backward: [BLOCK_M][pad] */
+    float *ds;                     /* backward: [BLOCK_N][BLOCK_M] */
+    float *shift, *delta;          /* backward: [BLOCK_M] */
+} scratch;
+
+/* Lays the scratch out from base; returns how many floats it takes. */
+static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, float *base, scratch *w) {
+    int64_t used = 0;
+#define TAKE(name, count) w->name = base + used, used += ((count) + 15) / 16 * 16
+    TAKE(q_lanes, p->head_dim * BLOCK_M);
+    TAKE(o_lanes, p->head_dim_v * BLOCK_M);
+    TAKE(s, BLOCK_N * BLOCK_M);
+    TAKE(k_buffer, BLOCK_N * p->head_dim);
+    TAKE(v_buffer, BLOCK_N * p->head_dim_v);
+    TAKE(max, BLOCK_M);
+    TAKE(sum, BLOCK_M);
+    if (pass == CUFLASH_FORWARD) return used;
+    TAKE(d_o_lanes, p->head_dim_v * BLOCK_M);
+    TAKE(dq_lanes, p->head_dim * BLOCK_M);
+    TAKE(q_rows, plan->pad_d * BLOCK_M);
+    TAKE(d_o_rows, plan->pad_dv * BLOCK_M);
+    TAKE(ds, BLOCK_N * BLOCK_M);
+    TAKE(shift, BLOCK_M);
+    TAKE(delta, BLOCK_M);
+#undef TAKE
+    return used;
+}
+
+static int64_t scratch_floats(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass) {
+    scratch w;
+    return lay_out(plan, p, pass, NULL, &w);
+}
+
+/* A score times this is a logit. Its sign is in the queries: the largest score must be the largest logit. */
+static float logit_scale(const cuflash_problem *p) {
+    return p->scale == 0 ? 1 : fabsf(p->scale);
+}
+
+static float query_factor(const cuflash_problem *p) {
+    return p->scale > 0 ? 1 : p->scale < 0 ? -1 : 0;
+}
+
+/* One step of the online softmax on V vectors of lanes: S becomes 2^((S - max) c), max and sum are brought up to date.
+ * Where the maximum moved, the output so far, [dim][row], is scaled down to the new one. */
+static inline __attribute__((always_inline)) void softmax_lanes(const int V, float *s, int64_t count, float c, float *max,
+                                                                float *sum, float *out, int64_t dim) {
+    vf m[4], base[4], total[4];
+    for (int v = 0; v < V; v++) m[v] = v_load(max + v * VL);
+    for (int64_t j = 0; j < count; j++)
+        for (int v = 0; v < V; v++) m[v] = v_max(v_load(s + j * BLOCK_M + v * VL), m[v]);
+    for (int v = 0; v < V; v++) {
+        base[v] = v_select(m[v] == -INFINITY, (vf){0}, m[v]); /* nothing seen yet: 2^(-inf - 0) = 0 */
+        total[v] = (vf){0};
+    }
+    for (int64_t j = 0; j < count; j++)
+        for (int v = 0; v < V; v++) {
+            float *at = s + j * BLOCK_M + v * VL;
+            vf prob = v_exp2((v_load(at) - base[v]) * c);
+            v_store(at, prob);
+            total[v] = total[v] + prob;
+        }
+    for (int v = 0; v < V; v++) {
+        vf shrink = v_exp2((v_load(max + v * VL) - base[v]) * c);
+        vf moved = v_select(v_load(max + v * VL) == m[v], (vf){0}, v_set(1));
+        v_store(sum + v * VL, v_load(sum + v * VL) * shrink + total[v]);
+        v_store(max + v * VL, m[v]);
+        float any = 0;
+        for (int i = 0; i < VL; i++) any += moved[i];
+        if (any == 0) continue;
+        for (int64_t d = 0; d < dim; d++) {
+            float *at = out + d * BLOCK_M + v * VL;
+            v_store(at, v_load(at) * shrink);
+        }
+    }
+}
+
+static void softmax_tile(int64_t lanes, float *s, int64_t count, float c, float *max, float *sum, float *out, int64_t dim) {
+    int64_t lane = 0;
+    for (; lane + 4 * VL <= lanes; lane += 4 * VL) softmax_lanes(4, s + lane, count, c, max + lane, sum + lane, out + lane, dim);
+    for (; lane < lanes; lane += VL) softmax_lanes(1, s + lane, count, c, max + lane, sum + lane, out + lane, dim);
+}
+
+/* Scores of one tile of keys, S = K Q, hidden ones -inf. */
+static void score_tile(const cuflash_problem *p, const row_block *block, int64_t first, int64_t count, key_tile k,
+                       const scratch *w) {
+    gemm(count, block->lanes, p->head_dim, k.data, k.stride, 1, w->q_lanes, BLOCK_M, w->s, BLOCK_M, 0);
+    if (first + count > block->shared) mask_tile(block, first, count, -INFINITY, w->s);
+}
+
+static int64_t tile_size(const row_block *block, int64_t first) {
+    return block->keys - first < BLOCK_N ? block->keys - first : BLOCK_N;
+}
+
+/* max and sum of the block's rows and, if asked for, the output, not yet divided by sum. Needs q_lanes. */
+static void attend(const cuflash_problem *p, const row_block *block, const scratch *w, int with_output, unsigned ticket) {
+    float c = logit_scale(p) * LOG2E;
+    for (int64_t r = 0; r < block->lanes; r++) w->max[r] = -INFINITY, w->sum[r] = 0;
+    for (int64_t first = 0; first < block->keys; first += BLOCK_N) {
+        if (cuflash_interrupted(ticket)) return;
+        int64_t count = tile_size(block, first);
+        score_tile(p, block, first, count, load_keys(block, &p->k, first, count, p->head_dim, w->k_buffer), w);
+        softmax_tile(block->lanes, w->s, count, c, w->max, w->sum, w->o_lanes, with_output && first > 0 ? p->head_dim_v : 0);
+        if (!with_output) continue;
+        key_tile v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
+        if (first + count > block->shared && !all_finite(v.data, v.stride, count, p->head_dim_v))
+            visible_to_lanes(block, first, count, v, p->head_dim_v, w->s, w->o_lanes, first > 0);
+        else
+            gemm(p->head_dim_v, block->lanes, count, v.data, 1, v.stride, w->s, BLOCK_M, w->o_lanes, BLOCK_M, first > 0);
+    }
+}
+
+/* Was there no key for this row, or none with a score above -inf? */
+static int sees_nothing(const scratch *w, int64_t r) {
+    return w->max[r] == -INFINITY && w->sum[r] == 0;
+}
+
+static void store_lse(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w) {
+    for (int64_t r = 0; r < block->rows; r++) {
+        float lse = (float)((double)w->max[r] * (double)logit_scale(p) + log((double)w->sum[r]));
+        store_row(p->lse.dtype, row_address(plan, block, &p->lse, r), 1, &lse);
+    }
+}
+
+static void forward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *base, unsigned ticket) {
+    int64_t pair = unit / plan->row_blocks, index = unit % plan->row_blocks;
+    if (p->causal) index = plan->row_blocks - 1 - index; /* the longest rows first */
+    row_block block = block_at(plan, p, pair, index);
+    scratch w;
+    lay_out(plan, p, CUFLASH_FORWARD, base, &w);
+    load_lanes(plan, &block, &p->q, p->head_dim, query_factor(p), w.q_lanes);
+    attend(p, &block, &w, 1, ticket);
+    if (cuflash_interrupted(ticket)) return;
+    if (p->lse.data) store_lse(plan, p, &block, &w);
+    for (int64_t r = 0; r < block.rows; r++) {
+        if (sees_nothing(&w, r))
+            for (int64_t d = 0; d < p->head_dim_v; d++) w.o_lanes[d * BLOCK_M + r] = 0;
+        else
+            w.sum[r] = 1 / w.sum[r];
+    }
+    store_lanes(plan, &block, &p->o, p->head_dim_v, w.o_lanes, w.sum);
+}
+
+/* ---- Backward ----------------------------------------------------------------------------------- */
+
+/* A float32 log-sum-exp beyond this is too coarse: exp(s - lse) would be off by |lse| 2^-24. */
+static const float LARGEST_LSE = 32;
+
+static int load_lse(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, float *lse) {
+    if (!p->lse.data || p->lse.dtype != CUFLASH_FLOAT32) return 0;
+    for (int64_t r = 0; r < block->rows; r++) {
+        memcpy(lse + r, row_address(plan, block, &p->lse, r), sizeof *lse);
+        if (fabsf(lse[r]) > LARGEST_LSE && !isinf(lse[r])) return 0;
+    }
+    return 1;
+}
+
+/* max and shift of every row, so that its probabilities are 2^((s - max) c + shift): from the log-sum-exp where that
+ * will do, computed anew otherwise. Rows that see nothing get shift -inf, and so probabilities 0. */
+static void load_softmax(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
+                         unsigned ticket) {
+    if (load_lse(plan, p, block, w->shift)) {
+        for (int64_t r = 0; r < block->rows; r++) {
+            w->max[r] = 0;
+            w->shift[r] = w->shift[r] == -INFINITY ? -INFINITY : -w->shift[r] * LOG2E;
+        }
+    } else {
+        attend(p, block, w, 0, ticket);
+        for (int64_t r = 0; r < block->rows; r++) {
+            w->shift[r] = sees_nothing(w, r) ? -INFINITY : -log2f(w->sum[r]);
+            if (sees_nothing(w, r)) w->max[r] = 0;
+        }
+    }
+    for (int64_t r = block->rows; r < block->lanes; r++) w->max[r] = 0, w->shift[r] = -INFINITY;
+}
+
+/* delta = sum of dO * O, for every row */
+static void load_delta(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w) {
+    float o[CUFLASH_MAX_HEAD_DIM];
+    for (int64_t r = 0; r < block->lanes; r++) {
+        double sum = 0;
+        if (r < block->rows) {
+            load_row(p->o.dtype, row_address(plan, block, &p->o, r), p->head_dim_v, o);
+            for (int64_t d = 0; d < p->head_dim_v; d++) sum += (double)o[d] * (double)w->d_o_rows[r * plan->pad_dv + d];
+        }
+        w->delta[r] = (float)sum;
+    }
+}
+
+/* S becomes P = 2^((S - max) c + shift), and dS (which holds dP) becomes P (dP - delta). */
+static void gradient_tile(const row_block *block, int64_t count, float c, const scratch *w) {
+    for (int64_t lane = 0; lane < block->lanes; lane += VL) {
+        vf max = v_load(w->max + lane), shift = v_load(w->shift + lane), delta = v_load(w->delta + lane);
+        for (int64_t j = 0; j < count; j++) {
+            float *s = w->s + j * BLOCK_M + lane, *ds = w->ds + j * BLOCK_M + lane;
+            vf prob = v_exp2((v_load(s) - max) * c + shift);
+            v_store(s, prob);
+            v_store(ds, prob * (v_load(ds) - delta));
+        }
+    }
+}
+
+/* Are the rows of the tile's operands such that a weight of 0 hides them? */
+typedef struct {
+    int q, d_o;
+} finite_rows;
+
+static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
+                          int64_t count, finite_rows finite, const scratch *w, float *dk, float *dv) {
+    key_tile k = load_keys(block, &p->k, first, count, p->head_dim, w->k_buffer);
+    key_tile v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
+    int masked = first + count > block->shared;
+    score_tile(p, block, first, count, k, w);
+    gemm(count, block->lanes, p->head_dim_v, v.data, v.stride, 1, w->d_o_lanes, BLOCK_M, w->ds, BLOCK_M, 0);
+    gradient_tile(block, count, logit_scale(p) * LOG2E, w);
+    if (masked) { /* P is 0 where dP may be anything */
+        mask_tile(block, first, count, 0, w->s);
+        mask_tile(block, first, count, 0, w->ds);
+    }
+    dk += first * plan->pad_d;
+    dv += first * plan->pad_dv;
+    if (p->dv.data) {
+        if (masked && !finite.d_o) visible_to_keys(block, first, count, w->d_o_rows, plan->pad_dv, w->s, dv);
+        else gemm(count, plan->pad_dv, block->rows, w->s, BLOCK_M, 1, w->d_o_rows, plan->pad_dv, dv, plan->pad_dv, 1);
+    }
+    if (p->dk.data) {
+        if (masked && !finite.q) visible_to_keys(block, first, count, w->q_rows, plan->pad_d, w->ds, dk);
+        else gemm(count, plan->pad_d, block->rows, w->ds, BLOCK_M, 1, w->q_rows, plan->pad_d, dk, plan->pad_d, 1);
+    }
+    if (p->dq.data) {
+        if (masked && !all_finite(k.data, k.stride, count, p->head_dim))
+            visible_to_lanes(block, first, count, k, p->head_dim, w->ds, w->dq_lanes, 1);
+        else
+            gemm(p->head_dim, block->lanes, count, k.data, 1, k.stride, w->ds, BLOCK_M, w->dq_lanes, BLOCK_M, 1);
+    }
+}
+
+/* One split of a pair: its row blocks one after the other; dq is theirs alone, dk and dv are summed in partial. */
+static void backward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *base, float *partial,
+                     unsigned ticket) {
+    int64_t pair = unit / plan->splits, split = unit % plan->splits;
+    float *dk = partial, *dv = partial + p->seq_k * plan->pad_d;
+    scratch w;
+    lay_out(plan, p, CUFLASH_BACKWARD, base, &w);
+    memset(partial, 0, (size_t)plan->partial_floats * sizeof *partial);
+    for (int64_t index = split; index < plan->row_blocks; index += plan->splits) {
+        row_block block = block_at(plan, p, pair, index);
+        load_lanes(plan, &block, &p->q, p->head_dim, query_factor(p), w.q_lanes);
+        load_lanes(plan, &block, &p->d_o, p->head_dim_v, 1, w.d_o_lanes);
+        load_rows(plan, &block, &p->q, p->head_dim, plan->pad_d, w.q_rows);
+        load_rows(plan, &block, &p->d_o, p->head_dim_v, plan->pad_dv, w.d_o_rows);
+        load_delta(plan, p, &block, &w);
+        load_softmax(plan, p, &block, &w, ticket);
+        memset(w.dq_lanes, 0, (size_t)(p->head_dim * BLOCK_M) * sizeof *w.dq_lanes);
+        finite_rows finite = {all_finite(w.q_rows, plan->pad_d, block.rows, plan->pad_d),
+                              all_finite(w.d_o_rows, plan->pad_dv, block.rows, plan->pad_dv)};
+        for (int64_t first = 0; first < block.keys; first += BLOCK_N) {
+            if (cuflash_interrupted(ticket)) return;
+            backward_tile(plan, p, &block, first, tile_size(&block, first), finite, &w, dk, dv);
+        }
+        if (!p->dq.data) continue;
+        for (int64_t r = 0; r < block.rows; r++) w.delta[r] = p->scale;
+        store_lanes(plan, &block, &p->dq, p->head_dim, w.dq_lanes, w.delta);
+    }
+}
+
+/* x[key] = factor * the sum of the splits' partial rows. */
+static void sum_splits(const cuflash_cpu_plan *plan, const cuflash_operand *x, int64_t b, int64_t h, int64_t key, int64_t dim,
+                       const float *row, float factor) {
+    if (!x->data) return;
+    float sum[CUFLASH_MAX_HEAD_DIM];
+    memcpy(sum, row, (size_t)dim * sizeof *sum);
+    for (int64_t split = 1; split < plan->splits; split++)
+        for (int64_t d = 0; d < dim; d++) sum[d] += row[split * plan->partial_floats + d];
+    for (int64_t d = 0; d < dim; d++) sum[d] *= factor;
+    store_row(x->dtype, cuflash_row(x, b, h, key), dim, sum);
+}
+
+static void backward_finish(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first, int64_t keys,
+                            const float *partials) {
+    int64_t b = pair / p->heads_kv, h = pair % p->heads_kv;
+    const float *dk = partials + pair * plan->splits * plan->partial_floats, *dv = dk + p->seq_k * plan->pad_d;
+    for (int64_t key = first; key < first + keys; key++) {
+        sum_splits(plan, &p->dk, b, h, key, p->head_dim, dk + key * plan->pad_d, p->scale);
+        sum_splits(plan, &p->dv, b, h, key, p->head_dim_v, dv + key * plan->pad_dv, 1);
+    }
+}
+
+/* ---- The row of the table in cpu.c -------------------------------------------------------------- */
+
+#define PASTE_(a, b) a##b
+#define PASTE(a, b) PASTE_(a, b)
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+
+const cuflash_cpu_kernels PASTE(cuflash_cpu_, CUFLASH_ISA) = {
+    TEXT(CUFLASH_ISA), VL, BLOCK_M, BLOCK_N, scratch_floats, forward, backward, backward_finish,
+};

@@ -1,0 +1,115 @@
+/* The vector layer: all that the CPU kernels know of an instruction set. VL floats to a vector; the compiler's
+ * flags decide which. Arithmetic is written with operators (GCC's and Clang's vector extensions), and a * b + c
+ * becomes an FMA where there is one. */
+#ifndef CUFLASH_CPU_VEC_H
+#define CUFLASH_CPU_VEC_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "half.h"
+
+#if defined(__AVX512F__) || defined(__AVX2__) || defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+enum { VL = 16 };
+#elif defined(__AVX2__)
+enum { VL = 8 };
+#else
+enum { VL = 4 };
+#endif
+
+typedef float vf __attribute__((vector_size(VL * 4)));
+typedef int32_t vi __attribute__((vector_size(VL * 4)));
+typedef float vf_unaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+
+static inline vf v_load(const float *p) {
+    return *(const vf_unaligned *)p;
+}
+
+static inline void v_store(float *p, vf x) {
+    *(vf_unaligned *)p = x;
+}
+
+static inline vf v_set(float x) {
+    return x - (vf){0}; /* every lane; keeps the sign of zero */
+}
+
+/* x where mask is all ones, y where it is all zeros. */
+static inline vf v_select(vi mask, vf x, vf y) {
+    return (vf)(((vi)x & mask) | ((vi)y & ~mask));
+}
+
+/* The larger; y where either is NaN. */
+static inline vf v_max(vf x, vf y) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)x, (__m512)y);
+#elif defined(__AVX2__)
+    return (vf)_mm256_max_ps((__m256)x, (__m256)y);
+#elif defined(__SSE2__)
+    return (vf)_mm_max_ps((__m128)x, (__m128)y);
+#else
+    return v_select(x > y, x, y);
+#endif
+}
+
+/* The smaller; y where either is NaN. */
+static inline vf v_min(vf x, vf y) {
+    return -v_max(-x, -y);
+}
+
+/* 2^x, within 1 ulp where the result is a normal number; 0 below 2^-126; NaN for NaN.
+ * x = n + r with |r| <= 1/2; 2^r is a polynomial of degree 6 (minimax, error 2e-9 relative), 2^n an exponent. */
+static inline vf v_exp2(vf x) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it leaves round(x) in the low bits */
+    vi tiny = x < -126.0f;
+    vf y = v_min(v_set(128.0f), v_max(v_set(-126.0f), x)); /* NaN stays: it is the second operand */
+    vf shifted = y + magic;
+    vf n = shifted - magic;
+    vf r = y - n;
+    vf p = v_set(0.00015353361959569156f);
+    p = p * r + 0.0013398873852565885f;
+    p = p * r + 0.00961843691766262f;
+    p = p * r + 0.055503323674201965f;
+    p = p * r + 0.24022647738456726f;
+    p = p * r + 0.6931471824645996f;
+    p = p * r + 1.0f;
+    vi exponent = ((vi)shifted << 23) + (127 << 23);
+    return v_select(tiny, (vf){0}, p * (vf)exponent);
+}
+
+/* ---- Rows of 16-bit numbers --------------------------------------------------------------------- */
+
+static inline void half_to_float_row(const uint16_t *src, int64_t n, float *dst) {
+    int64_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 16 <= n; i += 16) _mm512_storeu_ps(dst + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(src + i))));
+#elif defined(__F16C__)
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(src + i))));
+#endif
+    for (; i < n; i++) dst[i] = cuflash_half_to_float(src[i]);
+}
+
+static inline void float_to_half_row(const float *src, int64_t n, uint16_t *dst) {
+    int64_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 16 <= n; i += 16)
+        _mm256_storeu_si256((__m256i *)(dst + i), _mm512_cvtps_ph(_mm512_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(dst + i), _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
+#endif
+    for (; i < n; i++) dst[i] = cuflash_float_to_half(src[i]);
+}
+
+static inline void bfloat_to_float_row(const uint16_t *src, int64_t n, float *dst) {
+    for (int64_t i = 0; i < n; i++) dst[i] = cuflash_bfloat_to_float(src[i]);
+}
+
+static inline void float_to_bfloat_row(const float *src, int64_t n, uint16_t *dst) {
+    for (int64_t i = 0; i < n; i++) dst[i] = cuflash_float_to_bfloat(src[i]);
+}
+
+#endif

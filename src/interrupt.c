@@ -1,0 +1,59 @@
+/* Every interruption moves an epoch forward; a call is interrupted when the epoch is no longer the one it began
+ * in. That needs no reset, so an interruption cannot leak into the next call.
+ *
+ * SIGINT's handler is ours only while a call runs: an interpreter sets its own handler around every chunk, and one
+ * installed earlier would be lost. */
+#include "interrupt.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+
+static atomic_uint epoch;
+static atomic_bool catching;
+
+/* Guarded by the mutex; the handler reads previous only while it is installed, when nobody writes it. */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static int running;
+static bool installed;
+static struct sigaction previous;
+
+void cuflash_interrupt(void) {
+    atomic_fetch_add(&epoch, 1);
+}
+
+bool cuflash_catch_sigint(bool on) {
+    return atomic_exchange(&catching, on);
+}
+
+static void on_sigint(int signal_number) {
+    cuflash_interrupt();
+    sigaction(signal_number, &previous, NULL); /* a second Ctrl-C is not ours */
+}
+
+unsigned cuflash_interruptible_begin(void) {
+    unsigned ticket = atomic_load(&epoch);
+    if (!atomic_load(&catching)) return ticket;
+    pthread_mutex_lock(&mutex);
+    if (running++ == 0) {
+        struct sigaction ours = {.sa_handler = on_sigint, .sa_flags = SA_RESTART};
+        sigemptyset(&ours.sa_mask);
+        installed = sigaction(SIGINT, NULL, &previous) == 0 && sigaction(SIGINT, &ours, NULL) == 0;
+    }
+    pthread_mutex_unlock(&mutex);
+    return ticket;
+}
+
+void cuflash_interruptible_end(void) {
+    pthread_mutex_lock(&mutex);
+    if (running > 0 && --running == 0 && installed) {
+        struct sigaction current;
+        if (sigaction(SIGINT, NULL, &current) == 0 && current.sa_handler == on_sigint) sigaction(SIGINT, &previous, NULL);
+        installed = false;
+    }
+    pthread_mutex_unlock(&mutex);
+}
+
+bool cuflash_interrupted(unsigned ticket) {
+    return atomic_load_explicit(&epoch, memory_order_relaxed) != ticket;
+}

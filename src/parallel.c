@@ -1,0 +1,66 @@
+#include "parallel.h"
+
+#include <omp.h>
+#include <stdatomic.h>
+
+/* The thread sanitizer does not see OpenMP's fork and join; these tell it. Only the function with the parallel
+ * region needs to be left out: what fn does is checked. */
+#if defined(__SANITIZE_THREAD__)
+void __tsan_acquire(void *address);
+void __tsan_release(void *address);
+#define NOT_CHECKED __attribute__((no_sanitize("thread")))
+#else
+#define __tsan_acquire(address) ((void)(address))
+#define __tsan_release(address) ((void)(address))
+#define NOT_CHECKED
+#endif
+
+static atomic_int chosen_threads; /* 0: what OpenMP says */
+
+int cuflash_get_num_threads(void) {
+    int threads = atomic_load(&chosen_threads);
+    return threads > 0 ? threads : omp_get_max_threads();
+}
+
+cuflash_status cuflash_set_num_threads(int threads) {
+    if (threads < 1 || threads > 65536)
+        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "set_num_threads: argument 'threads': expected 1 to 65536, got %d", threads);
+    atomic_store(&chosen_threads, threads);
+    return CUFLASH_SUCCESS;
+}
+
+typedef struct {
+    atomic_llong next;
+    int64_t count, grain;
+    cuflash_range_fn fn;
+    void *context;
+} share;
+
+static void take_units(share *work, int thread) {
+    for (;;) {
+        int64_t begin = atomic_fetch_add_explicit(&work->next, work->grain, memory_order_relaxed);
+        if (begin >= work->count) return;
+        int64_t end = work->count - begin < work->grain ? work->count : begin + work->grain;
+        work->fn(work->context, begin, end, thread);
+    }
+}
+
+NOT_CHECKED void cuflash_parallel_for(int threads, int64_t count, int64_t grain, cuflash_range_fn fn, void *context) {
+    if (grain < 1) grain = 1;
+    int64_t chunks = count / grain + (count % grain != 0);
+    if (threads > chunks) threads = (int)chunks;
+    if (threads <= 1) {
+        if (count > 0) fn(context, 0, count, 0);
+        return;
+    }
+    share work = {.count = count, .grain = grain, .fn = fn, .context = context};
+    atomic_init(&work.next, 0);
+    __tsan_release(&work);
+#pragma omp parallel num_threads(threads)
+    {
+        __tsan_acquire(&work);
+        take_units(&work, omp_get_thread_num());
+        __tsan_release(&work);
+    }
+    __tsan_acquire(&work);
+}

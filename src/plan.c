@@ -1,0 +1,26 @@
+#include "plan.h"
+
+#include <stdio.h>
+
+cuflash_status cuflash_plan_make(cuflash_plan *plan, const cuflash_problem *problem, cuflash_pass pass) {
+    plan->pass = pass;
+    return cuflash_cpu_plan_make(&plan->cpu, problem, pass, cuflash_get_num_threads(), &plan->workspace_bytes);
+}
+
+void cuflash_plan_describe(const cuflash_plan *plan, const cuflash_problem *p, char *text, size_t size) {
+    char kernel[512];
+    cuflash_cpu_plan_describe(&plan->cpu, p, kernel, sizeof kernel);
+    snprintf(text, size,
+             "pass: %s\n"
+             "problem: %s, batch %lld, heads %lld on %lld KV heads, %lld queries x %lld keys, head dim %lld (v %lld), %s, "
+             "scale %.6g\n"
+             "%s"
+             "workspace: %zu bytes\n",
+             plan->pass == CUFLASH_FORWARD ? "forward" : "backward", cuflash_dtype_name(p->dtype), (long long)p->batch,
+             (long long)p->heads, (long long)p->heads_kv, (long long)p->seq_q, (long long)p->seq_k, (long long)p->head_dim,
+             (long long)p->head_dim_v, p->causal ? "causal" : "not causal", (double)p->scale, kernel, plan->workspace_bytes);
+}
+
+void cuflash_plan_run(const cuflash_plan *plan, const cuflash_problem *problem, void *workspace, unsigned ticket) {
+    cuflash_cpu_run(&plan->cpu, problem, plan->pass, workspace, ticket);
+}

@@ -1,0 +1,25 @@
+/* Tensors: checks and helpers that the other subsystems share. */
+#ifndef CUFLASH_TENSOR_H
+#define CUFLASH_TENSOR_H
+
+#include "status.h"
+
+/* Is this a live, well-formed tensor? fn and arg name the function and its argument in the message. */
+cuflash_status cuflash_check_tensor(const char *fn, const char *arg, const cuflash_tensor *tensor);
+
+/* And a fit output: no two of its elements share memory through a stride of 0. */
+cuflash_status cuflash_check_output(const char *fn, const char *arg, const cuflash_tensor *tensor);
+
+bool cuflash_same_shape(const cuflash_tensor *a, const cuflash_tensor *b);
+
+/* "[2 x 8 x 128 x 64]"; returns buffer. */
+enum { CUFLASH_SHAPE_TEXT = 192 };
+const char *cuflash_shape_text(char buffer[CUFLASH_SHAPE_TEXT], int ndim, const int64_t *shape);
+
+/* Bytes from a tensor's first element to the end of its last one. */
+int64_t cuflash_tensor_extent(const cuflash_tensor *tensor);
+
+/* Do the spans of memory of the two overlap? */
+bool cuflash_spans_overlap(const cuflash_tensor *a, const cuflash_tensor *b);
+
+#endif

@@ -48,9 +48,10 @@ static cuflash_status take(const char *fn, const role *r, int64_t batch) {
     for (int i = 0; i < ndim; i++)
         if (expected[i] > 0 && t->shape[i] != expected[i]) return shape_mismatch(fn, r, batch);
     if (ndim == 4 && t->shape[3] > 1 && t->stride[3] != 1)
-        return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
-                            "%s: argument '%s': expected a contiguous last dimension (stride 1), got stride %lld; make a contiguous copy",
-                            fn, r->name, (long long)t->stride[3]);
+        return cuflash_fail(
+            CUFLASH_INVALID_ARGUMENT,
+            "%s: argument '%s': expected a contiguous last dimension (stride 1), got stride %lld; make a contiguous copy", fn,
+            r->name, (long long)t->stride[3]);
     *r->operand = (cuflash_operand){t->data, t->dtype, t->stride[0], t->stride[1], t->stride[2]};
     return CUFLASH_SUCCESS;
 }
@@ -67,8 +68,9 @@ static cuflash_status check_overlap(const char *fn, const role *roles, int count
             const cuflash_tensor *a = roles[i].tensor, *b = roles[j].tensor;
             if (i == j || !a || !b || !roles[i].output || !cuflash_spans_overlap(a, b)) continue;
             if (a->data == b->data || (is_dense(a) && is_dense(b)))
-                return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: argument '%s': expected memory of its own, but it overlaps '%s'",
-                                    fn, roles[i].name, roles[j].name);
+                return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
+                                    "%s: argument '%s': expected memory of its own, but it overlaps '%s'", fn, roles[i].name,
+                                    roles[j].name);
         }
     return CUFLASH_SUCCESS;
 }
@@ -76,23 +78,26 @@ static cuflash_status check_overlap(const char *fn, const role *roles, int count
 static cuflash_status check_devices(const char *fn, const role *roles, int count) {
     for (int i = 1; i < count; i++)
         if (roles[i].tensor && roles[i].tensor->device != roles[0].tensor->device)
-            return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: argument '%s': expected a tensor on the device of 'q' (%d), got device %d",
-                                fn, roles[i].name, roles[0].tensor->device, roles[i].tensor->device);
+            return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
+                                "%s: argument '%s': expected a tensor on the device of 'q' (%d), got device %d", fn,
+                                roles[i].name, roles[0].tensor->device, roles[i].tensor->device);
     return cuflash_device_check(roles[0].tensor->device);
 }
 
 static cuflash_status check_scale(const char *fn, const cuflash_attention *a, cuflash_problem *p) {
     p->scale = a->flags & CUFLASH_SCALE ? a->scale : (float)(1 / sqrt((double)p->head_dim));
     if (isfinite(p->scale)) return CUFLASH_SUCCESS;
-    return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: argument 'scale': expected a finite number, got %g", fn, (double)p->scale);
+    return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: argument 'scale': expected a finite number, got %g", fn,
+                        (double)p->scale);
 }
 
 /* The dtypes: kernels take one for all but lse; the reference takes any. */
 static cuflash_status check_dtypes(const char *fn, const role *roles, int count) {
     cuflash_dtype dtype = roles[0].tensor->dtype;
     if (dtype == CUFLASH_FLOAT64)
-        return cuflash_fail(CUFLASH_UNSUPPORTED_DTYPE,
-                            "%s: argument 'q': expected float32, float16 or bfloat16, got float64, which only the reference takes", fn);
+        return cuflash_fail(
+            CUFLASH_UNSUPPORTED_DTYPE,
+            "%s: argument 'q': expected float32, float16 or bfloat16, got float64, which only the reference takes", fn);
     for (int i = 1; i < count; i++) {
         const cuflash_tensor *t = roles[i].tensor;
         if (!t) continue;
@@ -101,8 +106,8 @@ static cuflash_status check_dtypes(const char *fn, const role *roles, int count)
                 return cuflash_fail(CUFLASH_UNSUPPORTED_DTYPE, "%s: argument 'lse': expected float32 (or float16), got %s", fn,
                                     cuflash_dtype_name(t->dtype));
         } else if (t->dtype != dtype) {
-            return cuflash_fail(CUFLASH_UNSUPPORTED_DTYPE, "%s: argument '%s': expected %s as 'q' is, got %s", fn, roles[i].name,
-                                cuflash_dtype_name(dtype), cuflash_dtype_name(t->dtype));
+            return cuflash_fail(CUFLASH_UNSUPPORTED_DTYPE, "%s: argument '%s': expected %s as 'q' is, got %s", fn,
+                                roles[i].name, cuflash_dtype_name(dtype), cuflash_dtype_name(t->dtype));
         }
     }
     return CUFLASH_SUCCESS;
@@ -110,11 +115,12 @@ static cuflash_status check_dtypes(const char *fn, const role *roles, int count)
 
 enum { FOR_KERNELS, FOR_PLAN, FOR_REFERENCE }; /* a plan can be made from q, k and v alone */
 
-static cuflash_status check(const char *fn, const cuflash_attention *given, cuflash_pass pass, int purpose, cuflash_problem *p) {
+static cuflash_status check(const char *fn, const cuflash_attention *given, cuflash_pass pass, int purpose,
+                            cuflash_problem *p) {
     if (!given) return cuflash_fail(CUFLASH_NULL_POINTER, "%s: argument 'attention': expected a pointer, got NULL", fn);
     if (given->struct_size != sizeof(cuflash_attention))
-        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: field 'struct_size': expected %zu, got %zu", fn, sizeof(cuflash_attention),
-                            given->struct_size);
+        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: field 'struct_size': expected %zu, got %zu", fn,
+                            sizeof(cuflash_attention), given->struct_size);
     if (given->flags & ~(uint32_t)(CUFLASH_CAUSAL | CUFLASH_SCALE | CUFLASH_DETERMINISTIC))
         return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: field 'flags': unknown bits in 0x%x", fn, given->flags);
     if (pass != CUFLASH_FORWARD && pass != CUFLASH_BACKWARD)
@@ -125,7 +131,8 @@ static cuflash_status check(const char *fn, const cuflash_attention *given, cufl
     role k = {.name = "k", .tensor = given->k, .operand = &p->k};
     role v = {.name = "v", .tensor = given->v, .operand = &p->v};
     CUFLASH_TRY(take(fn, &q, 0));
-    p->batch = given->q->shape[0], p->heads = given->q->shape[1], p->seq_q = given->q->shape[2], p->head_dim = given->q->shape[3];
+    p->batch = given->q->shape[0], p->heads = given->q->shape[1], p->seq_q = given->q->shape[2],
+    p->head_dim = given->q->shape[3];
     k.dim = p->head_dim;
     CUFLASH_TRY(take(fn, &k, p->batch));
     p->heads_kv = given->k->shape[1], p->seq_k = given->k->shape[2];
@@ -162,7 +169,8 @@ static cuflash_status check(const char *fn, const cuflash_attention *given, cufl
     if (!reference) {
         CUFLASH_TRY(check_dtypes(fn, roles, count));
         if (p->head_dim > CUFLASH_MAX_HEAD_DIM || p->head_dim_v > CUFLASH_MAX_HEAD_DIM)
-            return cuflash_fail(CUFLASH_UNSUPPORTED_HEAD_DIM, "%s: argument '%s': expected a head dimension of 1 to %d, got %lld", fn,
+            return cuflash_fail(CUFLASH_UNSUPPORTED_HEAD_DIM,
+                                "%s: argument '%s': expected a head dimension of 1 to %d, got %lld", fn,
                                 p->head_dim > CUFLASH_MAX_HEAD_DIM ? "q" : "v", CUFLASH_MAX_HEAD_DIM,
                                 (long long)(p->head_dim > CUFLASH_MAX_HEAD_DIM ? p->head_dim : p->head_dim_v));
     }
@@ -181,7 +189,8 @@ static cuflash_status check(const char *fn, const cuflash_attention *given, cufl
 static cuflash_status finish(const char *fn, unsigned ticket) {
     cuflash_interruptible_end();
     if (!cuflash_interrupted(ticket)) return CUFLASH_SUCCESS;
-    return cuflash_fail(CUFLASH_INTERRUPTED, "%s: interrupted before the work was complete; the outputs are partly written", fn);
+    return cuflash_fail(CUFLASH_INTERRUPTED, "%s: interrupted before the work was complete; the outputs are partly written",
+                        fn);
 }
 
 static cuflash_status run(const char *fn, const cuflash_attention *given, cuflash_pass pass) {
@@ -195,7 +204,8 @@ static cuflash_status run(const char *fn, const cuflash_attention *given, cuflas
             return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: field 'workspace_bytes': expected at least %zu, got %zu", fn,
                                 plan.workspace_bytes, given->workspace_bytes);
         if ((uintptr_t)workspace % 64 != 0)
-            return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: field 'workspace': expected a 64-byte aligned address, got %p", fn, workspace);
+            return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: field 'workspace': expected a 64-byte aligned address, got %p",
+                                fn, workspace);
     } else {
         CUFLASH_TRY(cuflash_workspace_new(&own, problem.device, plan.workspace_bytes, fn));
         workspace = own;
@@ -218,7 +228,8 @@ cuflash_status cuflash_attention_workspace(const cuflash_attention *attention, c
     cuflash_problem problem;
     cuflash_plan plan;
     CUFLASH_TRY(check("attention_workspace", attention, pass, FOR_PLAN, &problem));
-    if (!bytes) return cuflash_fail(CUFLASH_NULL_POINTER, "attention_workspace: argument 'bytes': expected a pointer, got NULL");
+    if (!bytes)
+        return cuflash_fail(CUFLASH_NULL_POINTER, "attention_workspace: argument 'bytes': expected a pointer, got NULL");
     CUFLASH_TRY(cuflash_plan_make(&plan, &problem, pass));
     *bytes = plan.workspace_bytes;
     return CUFLASH_SUCCESS;
@@ -228,7 +239,8 @@ cuflash_status cuflash_attention_plan(const cuflash_attention *attention, cuflas
     cuflash_problem problem;
     cuflash_plan plan;
     if (!text || size == 0)
-        return cuflash_fail(CUFLASH_NULL_POINTER, "attention_plan: argument 'text': expected a buffer, got %s", text ? "size 0" : "NULL");
+        return cuflash_fail(CUFLASH_NULL_POINTER, "attention_plan: argument 'text': expected a buffer, got %s",
+                            text ? "size 0" : "NULL");
     CUFLASH_TRY(check("attention_plan", attention, pass, FOR_PLAN, &problem));
     CUFLASH_TRY(cuflash_plan_make(&plan, &problem, pass));
     cuflash_plan_describe(&plan, &problem, text, size);
@@ -239,7 +251,8 @@ static cuflash_status run_reference(const char *fn, const cuflash_attention *giv
     cuflash_problem problem;
     CUFLASH_TRY(check(fn, given, pass, FOR_REFERENCE, &problem));
     if (problem.device != CUFLASH_CPU)
-        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: argument 'q': expected a tensor on the CPU, got device %d", fn, problem.device);
+        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: argument 'q': expected a tensor on the CPU, got device %d", fn,
+                            problem.device);
     unsigned ticket = cuflash_interruptible_begin();
     cuflash_status status = cuflash_reference_run(&problem, pass, ticket);
     cuflash_status end = finish(fn, ticket);

@@ -6,11 +6,7 @@
 
 /* From the driver API (cuda.h), which is not needed to build. */
 typedef int (*pointer_get_attribute_fn)(void *data, int attribute, unsigned long long pointer);
-enum {
-    CU_POINTER_ATTRIBUTE_MEMORY_TYPE = 2,
-    CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL = 9,
-    CU_MEMORYTYPE_DEVICE = 2
-};
+enum { CU_POINTER_ATTRIBUTE_MEMORY_TYPE = 2, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL = 9, CU_MEMORYTYPE_DEVICE = 2 };
 
 int cuflash_pointer_device(const void *pointer) {
     void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
@@ -21,8 +17,7 @@ int cuflash_pointer_device(const void *pointer) {
     unsigned type = 0;
     int ordinal = 0;
     unsigned long long address = (unsigned long long)(uintptr_t)pointer;
-    if (get_attribute && get_attribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address) == 0 &&
-        type == CU_MEMORYTYPE_DEVICE &&
+    if (get_attribute && get_attribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address) == 0 && type == CU_MEMORYTYPE_DEVICE &&
         get_attribute(&ordinal, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, address) == 0)
         device = ordinal;
     dlclose(driver);

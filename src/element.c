@@ -20,13 +20,13 @@ static float round_to_odd(double x) {
 }
 
 void cuflash_load_elements(cuflash_dtype dtype, const void *src, int64_t stride, int64_t n, double *dst) {
-#define LOAD(type, convert)                                                                            \
-    do {                                                                                               \
-        const type *s = src;                                                                           \
-        if (stride == 1)                                                                               \
-            for (int64_t i = 0; i < n; i++) dst[i] = convert(s[i]);                                    \
-        else                                                                                           \
-            for (int64_t i = 0; i < n; i++) dst[i] = convert(s[i * stride]);                           \
+#define LOAD(type, convert)                                                                                                    \
+    do {                                                                                                                       \
+        const type *s = src;                                                                                                   \
+        if (stride == 1)                                                                                                       \
+            for (int64_t i = 0; i < n; i++) dst[i] = convert(s[i]);                                                            \
+        else                                                                                                                   \
+            for (int64_t i = 0; i < n; i++) dst[i] = convert(s[i * stride]);                                                   \
     } while (0)
     switch (dtype) {
     case CUFLASH_FLOAT32: LOAD(float, (double)); break;
@@ -46,13 +46,13 @@ static uint16_t double_to_bfloat(double x) {
 }
 
 void cuflash_store_elements(cuflash_dtype dtype, void *dst, int64_t stride, int64_t n, const double *src) {
-#define STORE(type, convert)                                                                           \
-    do {                                                                                               \
-        type *d = dst;                                                                                 \
-        if (stride == 1)                                                                               \
-            for (int64_t i = 0; i < n; i++) d[i] = convert(src[i]);                                    \
-        else                                                                                           \
-            for (int64_t i = 0; i < n; i++) d[i * stride] = convert(src[i]);                           \
+#define STORE(type, convert)                                                                                                   \
+    do {                                                                                                                       \
+        type *d = dst;                                                                                                         \
+        if (stride == 1)                                                                                                       \
+            for (int64_t i = 0; i < n; i++) d[i] = convert(src[i]);                                                            \
+        else                                                                                                                   \
+            for (int64_t i = 0; i < n; i++) d[i * stride] = convert(src[i]);                                                   \
     } while (0)
     switch (dtype) {
     case CUFLASH_FLOAT32: STORE(float, (float)); break;
@@ -145,8 +145,7 @@ static int64_t nest_unit(const nest *loops, int64_t unit, int64_t *first, char *
 }
 
 static void nest_load(const nest *loops, int k, char *address[MAX_OPERANDS], int64_t n, double *buffer) {
-    if (k < loops->operands)
-        cuflash_load_elements(loops->dtype[k], address[k], loops->stride[k][loops->ndim - 1], n, buffer);
+    if (k < loops->operands) cuflash_load_elements(loops->dtype[k], address[k], loops->stride[k][loops->ndim - 1], n, buffer);
 }
 
 /* Small tensors are not worth sharing out. */
@@ -202,8 +201,8 @@ static cuflash_status take_input(const char *name, const char *arg, const cuflas
     CUFLASH_TRY(cuflash_check_tensor(name, arg, in));
     if (!broadcasts(out, in)) {
         char have[CUFLASH_SHAPE_TEXT], want[CUFLASH_SHAPE_TEXT];
-        return cuflash_fail(CUFLASH_DIMENSION_MISMATCH, "%s: argument '%s': expected a shape that broadcasts to %s, got %s", name,
-                            arg, cuflash_shape_text(want, out->ndim, out->shape),
+        return cuflash_fail(CUFLASH_DIMENSION_MISMATCH, "%s: argument '%s': expected a shape that broadcasts to %s, got %s",
+                            name, arg, cuflash_shape_text(want, out->ndim, out->shape),
                             cuflash_shape_text(have, in->ndim, in->shape));
     }
     if (in->device != out->device)

@@ -17,8 +17,8 @@ double cuflash_round_to(cuflash_dtype dtype, double value);
 typedef void (*cuflash_map_fn)(void *context, int64_t first, int64_t n, double *a, const double *b);
 
 /* out = fn(a, b), element by element. a and b may be NULL and broadcast to out; they may overlap it. */
-cuflash_status cuflash_map(const char *name, const cuflash_tensor *out, const cuflash_tensor *a,
-                           const cuflash_tensor *b, cuflash_map_fn fn, void *context);
+cuflash_status cuflash_map(const char *name, const cuflash_tensor *out, const cuflash_tensor *a, const cuflash_tensor *b,
+                           cuflash_map_fn fn, void *context);
 
 /* Reads one or two tensors of the same shape, in groups of elements that depend only on the shape: fn is called on
  * group number 0 ... CUFLASH_GROUPS - 1, several times each, in row-major order within a group, and different

@@ -47,8 +47,8 @@ static cuflash_status element_address(const char *fn, const cuflash_tensor *tens
     int64_t offset = 0;
     for (int i = 0; i < tensor->ndim; i++) {
         if (index[i] < 0 || index[i] >= tensor->shape[i])
-            return cuflash_fail(CUFLASH_INVALID_DIMENSION, "%s: argument 'index': expected 0 to %lld in dimension %d, got %lld", fn,
-                                (long long)tensor->shape[i] - 1, i, (long long)index[i]);
+            return cuflash_fail(CUFLASH_INVALID_DIMENSION, "%s: argument 'index': expected 0 to %lld in dimension %d, got %lld",
+                                fn, (long long)tensor->shape[i] - 1, i, (long long)index[i]);
         offset += index[i] * tensor->stride[i];
     }
     *address = (char *)tensor->data + offset * (int64_t)cuflash_dtype_size(tensor->dtype);
@@ -80,11 +80,11 @@ static inline double smaller(double x, double y) {
     return x < y || x != x ? x : y;
 }
 
-#define FOR_EACH_XY(expr)                                                                                 \
-    for (int64_t i = 0; i < n; i++) {                                                                  \
-        double x = a[i], y = b[i];                                                                     \
-        a[i] = (expr);                                                                                 \
-    }                                                                                                  \
+#define FOR_EACH_XY(expr)                                                                                                      \
+    for (int64_t i = 0; i < n; i++) {                                                                                          \
+        double x = a[i], y = b[i];                                                                                             \
+        a[i] = (expr);                                                                                                         \
+    }                                                                                                                          \
     break
 
 /* a = a op b */
@@ -149,11 +149,11 @@ cuflash_status cuflash_tensor_binary_scalar(cuflash_binary_op op, const cuflash_
 
 /* ---- Unary -------------------------------------------------------------------------------------- */
 
-#define FOR_EACH_X(expr)                                                                               \
-    for (int64_t i = 0; i < n; i++) {                                                                  \
-        double x = a[i];                                                                               \
-        a[i] = (expr);                                                                                 \
-    }                                                                                                  \
+#define FOR_EACH_X(expr)                                                                                                       \
+    for (int64_t i = 0; i < n; i++) {                                                                                          \
+        double x = a[i];                                                                                                       \
+        a[i] = (expr);                                                                                                         \
+    }                                                                                                                          \
     break
 
 static void unary_chunk(void *context, int64_t first, int64_t n, double *a, const double *b) {

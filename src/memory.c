@@ -43,8 +43,7 @@ static cuflash_status out_of_memory(const char *what, size_t bytes, const cuflas
 /* Takes bytes on the account if the limit allows. */
 static bool account_take(size_t bytes, int storages, cuflash_memory_stats *now) {
     pthread_mutex_lock(&mutex);
-    bool fits = bytes <= INT64_MAX && (account.limit_bytes == 0 ||
-                                       (int64_t)bytes <= account.limit_bytes - account.live_bytes);
+    bool fits = bytes <= INT64_MAX && (account.limit_bytes == 0 || (int64_t)bytes <= account.limit_bytes - account.live_bytes);
     if (fits) {
         account.live_bytes += (int64_t)bytes;
         account.live_storages += storages;

@@ -24,7 +24,8 @@ int cuflash_get_num_threads(void) {
 
 cuflash_status cuflash_set_num_threads(int threads) {
     if (threads < 1 || threads > 65536)
-        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "set_num_threads: argument 'threads': expected 1 to 65536, got %d", threads);
+        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "set_num_threads: argument 'threads': expected 1 to 65536, got %d",
+                            threads);
     atomic_store(&chosen_threads, threads);
     return CUFLASH_SUCCESS;
 }

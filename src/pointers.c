@@ -16,7 +16,8 @@ static cuflash_status check_sizes(const arrays *a) {
     const struct {
         const char *name;
         int value;
-    } sizes[] = {{"batch_size", a->batch_size}, {"num_heads", a->num_heads}, {"seq_len", a->seq_len}, {"head_dim", a->head_dim}};
+    } sizes[] = {
+        {"batch_size", a->batch_size}, {"num_heads", a->num_heads}, {"seq_len", a->seq_len}, {"head_dim", a->head_dim}};
     for (int i = 0; i < 4; i++)
         if (sizes[i].value <= 0)
             return cuflash_fail(CUFLASH_INVALID_DIMENSION, "%s: argument '%s': expected a positive number, got %d", a->fn,

@@ -75,8 +75,8 @@ cuflash_status cuflash_random_uniform(const cuflash_tensor *out, cuflash_generat
     CUFLASH_TRY(check("random_uniform", out, generator));
     if (!isfinite(low) || !isfinite(high) || !(low < high) || !isfinite(high - low))
         return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
-                            "random_uniform: argument 'high': expected finite numbers with low < high, got low %g and high %g", low,
-                            high);
+                            "random_uniform: argument 'high': expected finite numbers with low < high, got low %g and high %g",
+                            low, high);
     return run("random_uniform", out, generator, low, high, uniform_chunk);
 }
 
@@ -84,7 +84,7 @@ cuflash_status cuflash_random_normal(const cuflash_tensor *out, cuflash_generato
     CUFLASH_TRY(check("random_normal", out, generator));
     if (!isfinite(mean) || !isfinite(std) || std < 0)
         return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
-                            "random_normal: argument 'std': expected finite numbers with std >= 0, got mean %g and std %g", mean,
-                            std);
+                            "random_normal: argument 'std': expected finite numbers with std >= 0, got mean %g and std %g",
+                            mean, std);
     return run("random_normal", out, generator, mean, std, normal_chunk);
 }

@@ -40,7 +40,8 @@ static void reduce_chunk(void *context, int group, int64_t first, int64_t n, con
 cuflash_status cuflash_tensor_reduce_all(cuflash_reduce_op op, const cuflash_tensor *a, double *result) {
     CUFLASH_TRY(check_reduce_op("tensor_reduce_all", (int)op));
     CUFLASH_TRY(cuflash_check_tensor("tensor_reduce_all", "a", a));
-    if (!result) return cuflash_fail(CUFLASH_NULL_POINTER, "tensor_reduce_all: argument 'result': expected a pointer, got NULL");
+    if (!result)
+        return cuflash_fail(CUFLASH_NULL_POINTER, "tensor_reduce_all: argument 'result': expected a pointer, got NULL");
     reduction work = {.op = op};
     for (int g = 0; g < CUFLASH_GROUPS; g++) work.partial[g] = neutral(op);
     cuflash_scan(a, NULL, reduce_chunk, &work);
@@ -96,8 +97,8 @@ cuflash_status cuflash_tensor_reduce(cuflash_reduce_op op, const cuflash_tensor 
     CUFLASH_TRY(cuflash_check_output("tensor_reduce", "out", out));
     CUFLASH_TRY(cuflash_check_tensor("tensor_reduce", "a", a));
     if (dim < 0 || dim >= a->ndim)
-        return cuflash_fail(CUFLASH_INVALID_DIMENSION, "tensor_reduce: argument 'dim': expected a dimension of the %d of 'a', got %d",
-                            a->ndim, dim);
+        return cuflash_fail(CUFLASH_INVALID_DIMENSION,
+                            "tensor_reduce: argument 'dim': expected a dimension of the %d of 'a', got %d", a->ndim, dim);
     dim_reduction work = {.op = op, .length = a->shape[dim], .stride = a->stride[dim]};
     CUFLASH_TRY(cuflash_tensor_select(&work.slice, a, dim, 0));
     cuflash_status status = CUFLASH_SUCCESS;
@@ -107,9 +108,11 @@ cuflash_status cuflash_tensor_reduce(cuflash_reduce_op op, const cuflash_tensor 
                               cuflash_shape_text(want, work.slice.ndim, work.slice.shape),
                               cuflash_shape_text(have, out->ndim, out->shape));
     else if (out->device != a->device)
-        status = cuflash_fail(CUFLASH_INVALID_ARGUMENT, "tensor_reduce: argument 'out': expected a tensor on the device of 'a'");
+        status =
+            cuflash_fail(CUFLASH_INVALID_ARGUMENT, "tensor_reduce: argument 'out': expected a tensor on the device of 'a'");
     else if (cuflash_spans_overlap(out, a))
-        status = cuflash_fail(CUFLASH_INVALID_ARGUMENT, "tensor_reduce: argument 'out': expected memory of its own, got a part of 'a'");
+        status = cuflash_fail(CUFLASH_INVALID_ARGUMENT,
+                              "tensor_reduce: argument 'out': expected memory of its own, got a part of 'a'");
     else
         status = cuflash_map("tensor_reduce", out, NULL, NULL, reduce_dim_chunk, &work);
     cuflash_tensor_release(&work.slice);

@@ -19,7 +19,7 @@ const char *cuflash_last_error(void) {
 
 const char *cuflash_status_name(int status) {
     switch (status) {
-#define NAME_CASE(name, code, text)                                                                    \
+#define NAME_CASE(name, code, text)                                                                                            \
     case code: return #name;
         CUFLASH_STATUS_MAP(NAME_CASE)
 #undef NAME_CASE
@@ -29,7 +29,7 @@ const char *cuflash_status_name(int status) {
 
 const char *cuflash_status_string(int status) {
     switch (status) {
-#define TEXT_CASE(name, code, text)                                                                    \
+#define TEXT_CASE(name, code, text)                                                                                            \
     case code: return text;
         CUFLASH_STATUS_MAP(TEXT_CASE)
 #undef TEXT_CASE

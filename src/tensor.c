@@ -106,7 +106,8 @@ static cuflash_status describe(const char *fn, cuflash_tensor *t, cuflash_dtype 
         return cuflash_fail(CUFLASH_UNSUPPORTED_DTYPE, "%s: argument 'dtype': unknown dtype %d", fn, (int)dtype);
     CUFLASH_TRY(cuflash_device_check(device));
     if (ndim < 0 || ndim > CUFLASH_MAX_DIMS)
-        return cuflash_fail(CUFLASH_INVALID_DIMENSION, "%s: argument 'ndim': expected 0 to %d, got %d", fn, CUFLASH_MAX_DIMS, ndim);
+        return cuflash_fail(CUFLASH_INVALID_DIMENSION, "%s: argument 'ndim': expected 0 to %d, got %d", fn, CUFLASH_MAX_DIMS,
+                            ndim);
     if (ndim > 0 && !shape)
         return cuflash_fail(CUFLASH_NULL_POINTER, "%s: argument 'shape': expected %d sizes, got NULL", fn, ndim);
     for (int i = 0; i < ndim; i++)
@@ -123,8 +124,9 @@ static cuflash_status describe(const char *fn, cuflash_tensor *t, cuflash_dtype 
         t->shape[i] = shape[i];
         t->stride[i] = strides ? strides[i] : count;
         if (t->stride[i] < 0)
-            return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: argument 'strides': expected at least 0 in dimension %d, got %lld",
-                                fn, i, (long long)t->stride[i]);
+            return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
+                                "%s: argument 'strides': expected at least 0 in dimension %d, got %lld", fn, i,
+                                (long long)t->stride[i]);
         int64_t reach;
         fits = fits && !__builtin_mul_overflow(count, shape[i], &count) &&
                !__builtin_mul_overflow(shape[i] - 1, t->stride[i], &reach) && !__builtin_add_overflow(last, reach, &last);
@@ -132,8 +134,8 @@ static cuflash_status describe(const char *fn, cuflash_tensor *t, cuflash_dtype 
     int64_t limit = INT64_MAX / 8 - 1; /* in elements of any dtype */
     if (!fits || count > limit || last > limit) {
         char text[CUFLASH_SHAPE_TEXT];
-        return cuflash_fail(CUFLASH_INVALID_DIMENSION, "%s: argument 'shape': %s has more elements than 64 bits can address", fn,
-                            cuflash_shape_text(text, ndim, shape));
+        return cuflash_fail(CUFLASH_INVALID_DIMENSION, "%s: argument 'shape': %s has more elements than 64 bits can address",
+                            fn, cuflash_shape_text(text, ndim, shape));
     }
     return CUFLASH_SUCCESS;
 }
@@ -159,7 +161,8 @@ cuflash_status cuflash_tensor_borrow(cuflash_tensor *out, void *data, cuflash_dt
     cuflash_tensor t;
     CUFLASH_TRY(describe("tensor_borrow", &t, dtype, device, ndim, shape, strides));
     if ((uintptr_t)data % cuflash_dtype_size(dtype) != 0)
-        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "tensor_borrow: argument 'data': expected an address that is a multiple of %zu (%s), got %p",
+        return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
+                            "tensor_borrow: argument 'data': expected an address that is a multiple of %zu (%s), got %p",
                             cuflash_dtype_size(dtype), cuflash_dtype_name(dtype), data);
     t.data = data;
     *out = t;
@@ -183,7 +186,8 @@ static cuflash_status give_view(cuflash_tensor *out, const cuflash_tensor *src, 
 static cuflash_status check_dim(const char *fn, const char *arg, const cuflash_tensor *src, int dim) {
     if (dim >= 0 && dim < src->ndim) return CUFLASH_SUCCESS;
     if (src->ndim == 0)
-        return cuflash_fail(CUFLASH_INVALID_DIMENSION, "%s: argument '%s': a tensor of no dimensions has none to choose, got %d", fn, arg, dim);
+        return cuflash_fail(CUFLASH_INVALID_DIMENSION,
+                            "%s: argument '%s': a tensor of no dimensions has none to choose, got %d", fn, arg, dim);
     return cuflash_fail(CUFLASH_INVALID_DIMENSION, "%s: argument '%s': expected a dimension from 0 to %d, got %d", fn, arg,
                         src->ndim - 1, dim);
 }
@@ -275,7 +279,8 @@ static bool view_strides(const cuflash_tensor *src, int ndim, const int64_t *sha
 cuflash_status cuflash_tensor_view(cuflash_tensor *out, const cuflash_tensor *src, int ndim, const int64_t *shape) {
     CUFLASH_TRY(check_view("tensor_view", out, src));
     if (ndim < 0 || ndim > CUFLASH_MAX_DIMS)
-        return cuflash_fail(CUFLASH_INVALID_DIMENSION, "tensor_view: argument 'ndim': expected 0 to %d, got %d", CUFLASH_MAX_DIMS, ndim);
+        return cuflash_fail(CUFLASH_INVALID_DIMENSION, "tensor_view: argument 'ndim': expected 0 to %d, got %d",
+                            CUFLASH_MAX_DIMS, ndim);
     if (ndim > 0 && !shape)
         return cuflash_fail(CUFLASH_NULL_POINTER, "tensor_view: argument 'shape': expected %d sizes, got NULL", ndim);
     int64_t numel = cuflash_tensor_numel(src), known = 1, sizes[CUFLASH_MAX_DIMS];
@@ -296,9 +301,9 @@ cuflash_status cuflash_tensor_view(cuflash_tensor *out, const cuflash_tensor *sr
     }
     if (open >= 0) sizes[open] = numel / known;
     if (!fits || (open >= 0 ? numel % known != 0 : numel != known))
-        return cuflash_fail(CUFLASH_DIMENSION_MISMATCH, "tensor_view: argument 'shape': %s does not hold the %lld elements of %s",
-                            cuflash_shape_text(want, ndim, shape), (long long)numel,
-                            cuflash_shape_text(have, src->ndim, src->shape));
+        return cuflash_fail(
+            CUFLASH_DIMENSION_MISMATCH, "tensor_view: argument 'shape': %s does not hold the %lld elements of %s",
+            cuflash_shape_text(want, ndim, shape), (long long)numel, cuflash_shape_text(have, src->ndim, src->shape));
     cuflash_tensor t = *src;
     memset(t.shape, 0, sizeof t.shape);
     memset(t.stride, 0, sizeof t.stride);

@@ -109,10 +109,9 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
              "tile: %d query rows x %d keys%s\n"
              "work: %lld units (%lld batch x KV head, %lld %s each) on %d thread%s\n",
              plan->kernels->name, plan->kernels->vector, p->dtype == CUFLASH_FLOAT32 ? "all" : "operands converted, sums",
-             plan->kernels->block_m, plan->kernels->block_n,
-             plan->group > 1 ? ", query heads of a KV head together" : "", (long long)plan->units, (long long)plan->pairs,
-             (long long)(split ? plan->splits : plan->row_blocks), split ? "splits" : "row blocks", plan->threads,
-             plan->threads == 1 ? "" : "s");
+             plan->kernels->block_m, plan->kernels->block_n, plan->group > 1 ? ", query heads of a KV head together" : "",
+             (long long)plan->units, (long long)plan->pairs, (long long)(split ? plan->splits : plan->row_blocks),
+             split ? "splits" : "row blocks", plan->threads, plan->threads == 1 ? "" : "s");
 }
 
 /* ---- Run ---------------------------------------------------------------------------------------- */
@@ -152,7 +151,8 @@ static void finish_units(void *context, int64_t begin, int64_t end, int thread) 
     }
 }
 
-void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace, unsigned ticket) {
+void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace,
+                     unsigned ticket) {
     work w = {.plan = plan, .p = p, .scratch = workspace, .ticket = ticket};
     w.partials = w.scratch + plan->threads * plan->scratch_floats;
     if (pass == CUFLASH_FORWARD) {

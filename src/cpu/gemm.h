@@ -3,8 +3,8 @@
  *   C[m][n] (+)= sum over k of A[m * a_row + k * a_col] * B[k][n]
  *
  * A is read one number at a time, so any strides will do; B and C have contiguous rows of whole vectors. A tile
- * of TILE_M x TILE_V vectors of C stays in registers while k runs. Sums start from zero and are added to C once: short
- * chains of additions, so less rounding. */
+ * of TILE_M rows by TILE_V vectors of C stays in registers while k runs. Sums start from zero and are added to C once:
+ * short chains of additions, so less rounding. */
 #ifndef CUFLASH_CPU_GEMM_H
 #define CUFLASH_CPU_GEMM_H
 
@@ -16,43 +16,33 @@ enum { TILE_M = 6, TILE_V = 4 }; /* 24 accumulators of 32 registers */
 enum { TILE_M = 6, TILE_V = 2 }; /* 12 of 16 */
 #endif
 
-typedef void (*tile_fn)(int64_t k, const float *a, int64_t a_row, int64_t a_col, const float *b, int64_t b_row, float *c,
-                        int64_t c_row, int add);
-
-#define DEFINE_TILE(M, V)                                                                              \
-    static void tile_##M##x##V(int64_t k, const float *a, int64_t a_row, int64_t a_col, const float *b, int64_t b_row, \
-                               float *c, int64_t c_row, int add) {                                     \
-        vf sum[M][V];                                                                                  \
-        _Pragma("GCC unroll 8") for (int m = 0; m < M; m++)                                            \
-            _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) sum[m][v] = (vf){0};                   \
-        for (; k > 0; k--, a += a_col, b += b_row) {                                                   \
-            vf right[V];                                                                               \
-            _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) right[v] = v_load(b + v * VL);         \
-            _Pragma("GCC unroll 8") for (int m = 0; m < M; m++) {                                      \
-                vf left = v_set(a[m * a_row]);                                                         \
-                _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) sum[m][v] = left * right[v] + sum[m][v]; \
-            }                                                                                          \
-        }                                                                                              \
-        _Pragma("GCC unroll 8") for (int m = 0; m < M; m++)                                            \
-            _Pragma("GCC unroll 8") for (int v = 0; v < V; v++) {                                      \
-                float *at = c + m * c_row + v * VL;                                                    \
-                v_store(at, add ? v_load(at) + sum[m][v] : sum[m][v]);                                 \
-            }                                                                                          \
+/* M and V are constants wherever this is inlined, so the loops over them unroll and sum is registers. */
+static inline __attribute__((always_inline)) void tile(const int M, const int V, int64_t k, const float *a, int64_t a_row,
+                                                       int64_t a_col, const float *b, int64_t b_row, float *c, int64_t c_row,
+                                                       int add) {
+    vf sum[TILE_M][TILE_V], right[TILE_V];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) sum[m][v] = (vf){0};
+    for (; k > 0; k--, a += a_col, b += b_row) {
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) right[v] = v_load(b + v * VL);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+            vf left = v_set(a[m * a_row]);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) sum[m][v] = left * right[v] + sum[m][v];
+        }
     }
-
-#define DEFINE_TILES(V)                                                                                \
-    DEFINE_TILE(1, V) DEFINE_TILE(2, V) DEFINE_TILE(3, V) DEFINE_TILE(4, V) DEFINE_TILE(5, V) DEFINE_TILE(6, V)
-#define TILES(V) {tile_1x##V, tile_2x##V, tile_3x##V, tile_4x##V, tile_5x##V, tile_6x##V}
-
-DEFINE_TILES(1)
-DEFINE_TILES(2)
-#if defined(__AVX512F__)
-DEFINE_TILES(3)
-DEFINE_TILES(4)
-static const tile_fn tiles[TILE_V][TILE_M] = {TILES(1), TILES(2), TILES(3), TILES(4)};
-#else
-static const tile_fn tiles[TILE_V][TILE_M] = {TILES(1), TILES(2)};
-#endif
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; v++) {
+            float *at = c + m * c_row + v * VL;
+            v_store(at, add ? v_load(at) + sum[m][v] : sum[m][v]);
+        }
+}
 
 /* n counts floats and is a multiple of VL. */
 static void gemm(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_col, const float *b, int64_t b_row,
@@ -60,10 +50,32 @@ static void gemm(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row,
     for (int64_t j = 0; j < n; j += TILE_V * VL) {
         int64_t vectors = (n - j) / VL < TILE_V ? (n - j) / VL : TILE_V;
         for (int64_t i = 0; i < m; i += TILE_M) {
-            int64_t height = m - i < TILE_M ? m - i : TILE_M;
-            tiles[vectors - 1][height - 1](k, a + i * a_row, a_row, a_col, b + j, b_row, c + i * c_row + j, c_row, add);
+            int64_t rows = m - i < TILE_M ? m - i : TILE_M;
+            const float *ai = a + i * a_row, *bj = b + j;
+            float *cij = c + i * c_row + j;
+#define TILE(M, V)                                                                                                             \
+    case 8 * M + V:                                                                                                            \
+        tile(M, V, k, ai, a_row, a_col, bj, b_row, cij, c_row, add);                                                           \
+        break
+#define TILES(V)                                                                                                               \
+    TILE(1, V);                                                                                                                \
+    TILE(2, V);                                                                                                                \
+    TILE(3, V);                                                                                                                \
+    TILE(4, V);                                                                                                                \
+    TILE(5, V);                                                                                                                \
+    TILE(6, V)
+            switch (8 * rows + vectors) {
+                TILES(1);
+                TILES(2);
+#if defined(__AVX512F__)
+                TILES(3);
+                TILES(4);
+#endif
+            }
         }
     }
+#undef TILES
+#undef TILE
 }
 
 #endif

@@ -25,7 +25,6 @@ enum { BLOCK_M = 64, BLOCK_N = 96 };
 
 static const float LOG2E = 1.44269504f;
 
-
 /* ---- Rows and keys of any dtype ----------------------------------------------------------------- */
 
 static void load_row(cuflash_dtype dtype, const void *row, int64_t n, float *dst) {
@@ -78,8 +77,10 @@ static void load_lanes(const cuflash_cpu_plan *plan, const row_block *block, con
                        float factor, float *dst) {
     float row[CUFLASH_MAX_HEAD_DIM];
     for (int64_t r = 0; r < block->lanes; r++) {
-        if (r < block->rows) load_row(x->dtype, row_address(plan, block, x, r), dim, row);
-        else memset(row, 0, sizeof row);
+        if (r < block->rows)
+            load_row(x->dtype, row_address(plan, block, x, r), dim, row);
+        else
+            memset(row, 0, sizeof row);
         for (int64_t d = 0; d < dim; d++) dst[d * BLOCK_M + r] = factor * row[d];
     }
 }
@@ -120,20 +121,19 @@ static key_tile load_keys(const row_block *block, const cuflash_operand *x, int6
 
 /* ---- Masking ------------------------------------------------------------------------------------ */
 
-/* Lanes that do not see key j. */
-static vi hidden(const row_block *block, int64_t lane, int64_t j) {
-    vi mask;
-    for (int i = 0; i < VL; i++) mask[i] = block->limit[lane + i] <= j ? -1 : 0;
-    return mask;
-}
-
 /* Writes value where a row does not see a key; x is [key][row], its first key number `first`. */
 static void mask_tile(const row_block *block, int64_t first, int64_t count, float value, float *x) {
-    for (int64_t lane = 0; lane < block->lanes; lane += VL)
-        for (int64_t j = 0; j < count; j++) {
-            float *at = x + j * BLOCK_M + lane;
-            v_store(at, v_select(hidden(block, lane, first + j), v_set(value), v_load(at)));
+    for (int64_t lane = 0; lane < block->lanes; lane += VL) {
+        vi seen; /* keys of the tile, by lane */
+        for (int i = 0; i < VL; i++) {
+            int64_t keys = block->limit[lane + i] - first;
+            seen[i] = keys < 0 ? 0 : keys < count ? (int32_t)keys : (int32_t)count;
         }
+        for (int32_t j = 0; j < (int32_t)count; j++) {
+            float *at = x + j * BLOCK_M + lane;
+            v_store(at, v_select(seen <= j, v_set(value), v_load(at)));
+        }
+    }
 }
 
 /* A product gives a hidden key weight 0, and 0 times infinity or NaN is NaN. So where a tile hides something, and the
@@ -172,14 +172,14 @@ static void visible_to_keys(const row_block *block, int64_t first, int64_t count
 
 /* What a thread works in. */
 typedef struct {
-    float *q_lanes, *o_lanes;      /* [dim][BLOCK_M] */
-    float *s;                      /* [BLOCK_N][BLOCK_M]: scores, then probabilities */
-    float *k_buffer, *v_buffer;    /* [BLOCK_N][dim] */
-    float *max, *sum;              /* [BLOCK_M]: of the scores seen so far, and of 2^((s - max) c) */
-    float *d_o_lanes, *dq_lanes;   /* backward: [dim][BLOCK_M] */
-    float *q_rows, *d_o_rows;      /* backward: [BLOCK_M][pad] */
-    float *ds;                     /* backward: [BLOCK_N][BLOCK_M] */
-    float *shift, *delta;          /* backward: [BLOCK_M] */
+    float *q_lanes, *o_lanes;    /* [dim][BLOCK_M] */
+    float *s;                    /* [BLOCK_N][BLOCK_M]: scores, then probabilities */
+    float *k_buffer, *v_buffer;  /* [BLOCK_N][dim] */
+    float *max, *sum;            /* [BLOCK_M]: of the scores seen so far, and of 2^((s - max) c) */
+    float *d_o_lanes, *dq_lanes; /* backward: [dim][BLOCK_M] */
+    float *q_rows, *d_o_rows;    /* backward: [BLOCK_M][pad] */
+    float *ds;                   /* backward: [BLOCK_N][BLOCK_M] */
+    float *shift, *delta;        /* backward: [BLOCK_M] */
 } scratch;
 
 /* Lays the scratch out from base; returns how many floats it takes. */
@@ -255,7 +255,8 @@ static inline __attribute__((always_inline)) void softmax_lanes(const int V, flo
 
 static void softmax_tile(int64_t lanes, float *s, int64_t count, float c, float *max, float *sum, float *out, int64_t dim) {
     int64_t lane = 0;
-    for (; lane + 4 * VL <= lanes; lane += 4 * VL) softmax_lanes(4, s + lane, count, c, max + lane, sum + lane, out + lane, dim);
+    for (; lane + 4 * VL <= lanes; lane += 4 * VL)
+        softmax_lanes(4, s + lane, count, c, max + lane, sum + lane, out + lane, dim);
     for (; lane < lanes; lane += VL) softmax_lanes(1, s + lane, count, c, max + lane, sum + lane, out + lane, dim);
 }
 
@@ -398,12 +399,16 @@ static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p
     dk += first * plan->pad_d;
     dv += first * plan->pad_dv;
     if (p->dv.data) {
-        if (masked && !finite.d_o) visible_to_keys(block, first, count, w->d_o_rows, plan->pad_dv, w->s, dv);
-        else gemm(count, plan->pad_dv, block->rows, w->s, BLOCK_M, 1, w->d_o_rows, plan->pad_dv, dv, plan->pad_dv, 1);
+        if (masked && !finite.d_o)
+            visible_to_keys(block, first, count, w->d_o_rows, plan->pad_dv, w->s, dv);
+        else
+            gemm(count, plan->pad_dv, block->rows, w->s, BLOCK_M, 1, w->d_o_rows, plan->pad_dv, dv, plan->pad_dv, 1);
     }
     if (p->dk.data) {
-        if (masked && !finite.q) visible_to_keys(block, first, count, w->q_rows, plan->pad_d, w->ds, dk);
-        else gemm(count, plan->pad_d, block->rows, w->ds, BLOCK_M, 1, w->q_rows, plan->pad_d, dk, plan->pad_d, 1);
+        if (masked && !finite.q)
+            visible_to_keys(block, first, count, w->q_rows, plan->pad_d, w->ds, dk);
+        else
+            gemm(count, plan->pad_d, block->rows, w->ds, BLOCK_M, 1, w->q_rows, plan->pad_d, dk, plan->pad_d, 1);
     }
     if (p->dq.data) {
         if (masked && !all_finite(k.data, k.stride, count, p->head_dim))

@@ -33,9 +33,9 @@ static void on_sigint(int signal_number) {
 
 unsigned cuflash_interruptible_begin(void) {
     unsigned ticket = atomic_load(&epoch);
-    if (!atomic_load(&catching)) return ticket;
     pthread_mutex_lock(&mutex);
-    if (running++ == 0) {
+    running++;
+    if (atomic_load(&catching) && !installed) {
         struct sigaction ours = {.sa_handler = on_sigint, .sa_flags = SA_RESTART};
         sigemptyset(&ours.sa_mask);
         installed = sigaction(SIGINT, NULL, &previous) == 0 && sigaction(SIGINT, &ours, NULL) == 0;
@@ -46,7 +46,7 @@ unsigned cuflash_interruptible_begin(void) {
 
 void cuflash_interruptible_end(void) {
     pthread_mutex_lock(&mutex);
-    if (running > 0 && --running == 0 && installed) {
+    if (--running == 0 && installed) {
         struct sigaction current;
         if (sigaction(SIGINT, NULL, &current) == 0 && current.sa_handler == on_sigint) sigaction(SIGINT, &previous, NULL);
         installed = false;

@@ -139,9 +139,15 @@ static void mask_tile(const row_block *block, int64_t first, int64_t count, floa
 /* A product gives a hidden key weight 0, and 0 times infinity or NaN is NaN. So where a tile hides something, and the
  * rows it multiplies are not all finite, these take the product's place and skip what is hidden. */
 static int all_finite(const float *x, int64_t stride, int64_t rows, int64_t dim) {
+    vf sums = {0}; /* 0 times a number is 0, or NaN where it is not finite */
     float sum = 0;
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t d = 0; d < dim; d++) sum += x[r * stride + d] * 0;
+    for (int64_t r = 0; r < rows; r++) {
+        const float *row = x + r * stride;
+        int64_t d = 0;
+        for (; d + VL <= dim; d += VL) sums = sums + v_load(row + d) * 0.0f;
+        for (; d < dim; d++) sum += row[d] * 0;
+    }
+    for (int i = 0; i < VL; i++) sum += sums[i];
     return sum == 0;
 }
 

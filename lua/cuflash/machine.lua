@@ -1,0 +1,62 @@
+--- The machine: CUDA devices, CPU instruction set and threads.
+-- @module cuflash.machine
+
+local ffi = require "ffi"
+local native = require "cuflash.native"
+local checks = require "cuflash.checks"
+
+local C = native.C
+
+local machine = { cuda = {}, cpu = {} }
+
+--- Whether tensors can live on a CUDA device.
+-- @treturn boolean
+-- @treturn[opt] string why not
+-- @function cuda.is_available
+function machine.cuda.is_available()
+  if C.cuflash_cuda_device_count() > 0 then return true end
+  C.cuflash_device_check(0)
+  return false, ffi.string(C.cuflash_last_error())
+end
+
+--- The number of CUDA devices.
+-- @treturn number
+-- @function cuda.device_count
+function machine.cuda.device_count()
+  return C.cuflash_cuda_device_count()
+end
+
+--- The instruction set of the CPU kernels: "baseline", "avx2" or "avx512". The environment variable CUFLASH_CPU_ISA
+-- chooses another.
+-- @treturn string
+-- @function cpu.isa
+function machine.cpu.isa()
+  return ffi.string(C.cuflash_cpu_isa())
+end
+
+--- Waits until all work queued on a device is done. The CPU never has any.
+-- @tparam[opt] string device without it all CUDA devices
+-- @function synchronize
+function machine.synchronize(device)
+  if device ~= nil then
+    native.call("synchronize", C.cuflash_synchronize, checks.device("synchronize", "device", device))
+    return
+  end
+  for ordinal = 0, C.cuflash_cuda_device_count() - 1 do
+    native.call("synchronize", C.cuflash_synchronize, ordinal)
+  end
+end
+
+--- The number of threads a call on the CPU may use.
+-- @tparam[opt] number threads a new number
+-- @treturn number
+-- @function num_threads
+function machine.num_threads(threads)
+  if threads ~= nil then
+    threads = checks.integer("num_threads", "threads", threads, 1, 2 ^ 31 - 1)
+    native.call("num_threads", C.cuflash_set_num_threads, threads)
+  end
+  return C.cuflash_get_num_threads()
+end
+
+return machine

@@ -105,13 +105,14 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
 void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_problem *p, char *text, size_t size) {
     bool split = plan->partial_floats > 0;
     snprintf(text, size,
-             "kernel: cpu %s, %d lanes, %s kept as float32\n"
+             "kernel: cpu %s, vectors of %d float32%s\n"
              "tile: %d query rows x %d keys%s\n"
              "work: %lld units (%lld batch x KV head, %lld %s each) on %d thread%s\n",
-             plan->kernels->name, plan->kernels->vector, p->dtype == CUFLASH_FLOAT32 ? "all" : "operands converted, sums",
-             plan->kernels->block_m, plan->kernels->block_n, plan->group > 1 ? ", query heads of a KV head together" : "",
-             (long long)plan->units, (long long)plan->pairs, (long long)(split ? plan->splits : plan->row_blocks),
-             split ? "splits" : "row blocks", plan->threads, plan->threads == 1 ? "" : "s");
+             plan->kernels->name, plan->kernels->vector,
+             p->dtype == CUFLASH_FLOAT32 ? "" : ", operands converted as they are read", plan->kernels->block_m,
+             plan->kernels->block_n, plan->group > 1 ? ", query heads of a KV head together" : "", (long long)plan->units,
+             (long long)plan->pairs, (long long)(split ? plan->splits : plan->row_blocks), split ? "splits" : "row blocks",
+             plan->threads, plan->threads == 1 ? "" : "s");
 }
 
 /* ---- Run ---------------------------------------------------------------------------------------- */

@@ -191,10 +191,6 @@ static bool same_view(const cuflash_tensor *a, const cuflash_tensor *b) {
     return true;
 }
 
-static void keep(void *context, int64_t first, int64_t n, double *a, const double *b) {
-    (void)context, (void)first, (void)n, (void)a, (void)b;
-}
-
 /* Checks an input. One that overlaps out, other than element on element, is copied first. */
 static cuflash_status take_input(const char *name, const char *arg, const cuflash_tensor *out, const cuflash_tensor *in,
                                  cuflash_tensor *taken) {
@@ -209,7 +205,7 @@ static cuflash_status take_input(const char *name, const char *arg, const cuflas
         return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: argument '%s': expected a tensor on the output's device", name, arg);
     if (same_view(out, in) || !cuflash_spans_overlap(out, in)) return cuflash_tensor_alias(taken, in);
     CUFLASH_TRY(cuflash_tensor_empty(taken, in->dtype, in->device, in->ndim, in->shape));
-    return cuflash_map(name, taken, in, NULL, keep, NULL);
+    return cuflash_tensor_copy(taken, in);
 }
 
 cuflash_status cuflash_map(const char *name, const cuflash_tensor *out, const cuflash_tensor *a, const cuflash_tensor *b,

@@ -67,6 +67,7 @@ end
 
 --- Runs a forward pass by one of C's functions and makes its context.
 -- @function run
+-- @local
 function attention.run(kind, q, k, v, options)
   local name = kind.name
   options = checks.options(name, options, kind.options)

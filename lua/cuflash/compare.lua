@@ -33,6 +33,18 @@ local function same_shape(a, b)
   return tostring(a:shape()) == tostring(b:shape())
 end
 
+-- What rounding alone may do to a result of each dtype, as PyTorch's assert_close has it.
+local ROUNDING = {
+  float64 = { rtol = 1e-7, atol = 1e-7 }, float32 = { rtol = 1.3e-6, atol = 1e-5 },
+  float16 = { rtol = 1e-3, atol = 1e-5 }, bfloat16 = { rtol = 1.6e-2, atol = 1e-5 },
+}
+
+-- The looser of the two tensors' dtypes decides.
+local function rounding(a, b)
+  local left, right = ROUNDING[a.dtype], ROUNDING[b.dtype]
+  return left.rtol + left.atol > right.rtol + right.atol and left or right
+end
+
 local function tolerance(name, argument, value, default)
   if value == nil then return default end
   value = checks.finite(name, argument, value)
@@ -44,7 +56,8 @@ end
 -- infinities are close; dtypes and devices may differ.
 -- @tparam Tensor actual
 -- @tparam Tensor expected
--- @tparam[opt] table options rtol (1e-5), atol (1e-8), equal_nan (false)
+-- @tparam[opt] table options rtol and atol (by the less precise dtype: 1e-7 and 1e-7 for float64, 1.3e-6 and 1e-5 for
+--   float32, 1e-3 and 1e-5 for float16, 1.6e-2 and 1e-5 for bfloat16), equal_nan (false)
 -- @treturn boolean
 -- @treturn table report: numel, n_bad, max_abs, max_rel, rel_norm, worst_index, worst_actual, worst_expected, rtol, atol;
 --   prints as a sentence
@@ -54,8 +67,9 @@ function compare.all_close(actual, expected, options)
   checks.tensor(name, "actual", actual)
   checks.tensor(name, "expected", expected)
   options = checks.options(name, options, { rtol = true, atol = true, equal_nan = true })
-  local rtol = tolerance(name, "rtol", options.rtol, 1e-5)
-  local atol = tolerance(name, "atol", options.atol, 1e-8)
+  local default = rounding(actual, expected)
+  local rtol = tolerance(name, "rtol", options.rtol, default.rtol)
+  local atol = tolerance(name, "atol", options.atol, default.atol)
   local equal_nan = checks.boolean(name, "equal_nan", options.equal_nan) or false
   if not same_shape(actual, expected) then
     errors.raise("%s: argument 'expected': expected the shape of 'actual', %s, got %s", name,

@@ -192,6 +192,7 @@ end
 
 --- Raises unless a tensor broadcasts to some sizes.
 -- @function check_broadcast
+-- @local
 function copies.check_broadcast(name, argument, tensor, sizes)
   local own = sizes_of(tensor)
   local added = #sizes - #own

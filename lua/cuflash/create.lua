@@ -172,6 +172,7 @@ end
 
 --- A float64 tensor on the CPU from nested tables.
 -- @function from_table
+-- @local
 function create.from_table(name, values)
   local sizes = sizes_of(name, values)
   local tensor = memory.empty(name, dtype.float64, C.CUFLASH_CPU, sizes)

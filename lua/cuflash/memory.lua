@@ -37,6 +37,7 @@ end
 
 --- A C array of sizes, valid until the next call.
 -- @function c_shape
+-- @local
 function memory.c_shape(sizes)
   for i = 1, #sizes do shape_buffer[i - 1] = sizes[i] end
   return shape_buffer
@@ -48,6 +49,7 @@ end
 -- @tparam number device as C counts them
 -- @tparam table sizes checked sizes
 -- @function empty
+-- @local
 function memory.empty(name, kind, device, sizes)
   local bytes = kind.size
   for i = 1, #sizes do bytes = bytes * sizes[i] end

@@ -1,0 +1,32 @@
+/* Running a test with one instruction set: CUFLASH_CPU_ISA names it. Skipped only where the processor, asked directly,
+ * cannot run it; where it can and the library still refuses, the test fails. */
+#ifndef CUFLASH_SPEC_ISA_H
+#define CUFLASH_SPEC_ISA_H
+
+#include "check.h"
+
+static inline bool isa_of_processor(const char *name) {
+    if (strcmp(name, "baseline") == 0) return true;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (strcmp(name, "avx2") == 0) return avx2;
+    if (strcmp(name, "avx512") == 0)
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+    return false;
+}
+
+/* Ends the program with CHECK_SKIPPED where the processor lacks the instruction set that is asked for. */
+static inline void isa_require(void) {
+    const char *wanted = getenv("CUFLASH_CPU_ISA");
+    if (!wanted || !*wanted) return;
+    if (!isa_of_processor(wanted)) {
+        printf("skipped: this processor cannot run the '%s' kernels\n", wanted);
+        exit(CHECK_SKIPPED);
+    }
+    CHECK_F(strcmp(cuflash_cpu_isa(), wanted) == 0, "CUFLASH_CPU_ISA=%s, but the library runs '%s'", wanted, cuflash_cpu_isa());
+}
+
+#endif

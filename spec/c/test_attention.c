@@ -1,0 +1,650 @@
+/* The attention calls on tensors: right results that depend on nothing they should not, and refusals that leave no
+ * trace. Run once per instruction set: with CUFLASH_CPU_ISA set, see test_isa.c for when that is skipped. */
+#include <pthread.h>
+
+#include "attention_case.h"
+#include "isa.h"
+
+static const cuflash_dtype DTYPES[] = {CUFLASH_FLOAT32, CUFLASH_FLOAT16, CUFLASH_BFLOAT16};
+enum { ALL_OUTPUTS = 1 << O | 1 << LSE | 1 << DQ | 1 << DK | 1 << DV, ALL = (1 << TENSORS) - 1 };
+
+static void name_case(const shape_case *s, cuflash_dtype dtype, layout how) {
+    static const char *const layouts[LAYOUTS] = {"dense", "bshd", "gaps"};
+    check_in("B %d H %d/%d S %dx%d D %d/%d%s scale %g %s %s", (int)s->batch, (int)s->heads, (int)s->heads_kv, (int)s->seq_q,
+             (int)s->seq_k, (int)s->head_dim, (int)s->head_dim_v, s->causal ? " causal" : "", (double)s->scale,
+             cuflash_dtype_name(dtype), layouts[how]);
+}
+
+/* ---- Results ------------------------------------------------------------------------------------ */
+
+static void test_results(void) {
+    static const shape_case shapes[] = {
+        /* batch, heads, heads_kv, seq_q, seq_k, head_dim, head_dim_v, causal, scale */
+        {1, 1, 1, 1, 1, 1, 1, false, 0},      {1, 2, 2, 1, 200, 32, 32, false, 0},  {2, 3, 3, 65, 97, 40, 40, false, 0},
+        {1, 2, 1, 63, 96, 64, 64, true, 0},   {3, 6, 2, 37, 53, 59, 23, true, 0.2f}, {1, 2, 2, 130, 7, 16, 80, true, 0},
+        {1, 1, 1, 96, 193, 128, 128, true, 0}, {1, 7, 1, 20, 33, 96, 111, false, 0}, {1, 1, 1, 17, 19, 256, 160, true, 0},
+        {1, 1, 1, 9, 11, 512, 512, false, 0}, {2, 2, 2, 33, 31, 24, 24, false, -0.3f}, {1, 1, 1, 5, 6, 8, 8, true, 0},
+    };
+    int64_t live = check_live_bytes();
+    for (int i = 0; i < COUNT_OF(shapes); i++)
+        for (int d = 0; d < COUNT_OF(DTYPES); d++) {
+            layout how = (layout)((i + d) % LAYOUTS);
+            name_case(&shapes[i], DTYPES[d], how);
+            fixture f;
+            answer right, naive;
+            fixture_make(&f, &shapes[i], DTYPES[d], how, (uint64_t)(100 + i));
+            answer_right(&right, &f);
+            answer_naive(&naive, &f);
+            CHECK_OK(cuflash_attention_forward(&f.a));
+            check_memory(&f, 1 << O | 1 << LSE);
+            check_close(&f, O, &right, &naive);
+            check_lse(&f, &right);
+            fixture_remember(&f);
+            CHECK_OK(cuflash_attention_backward(&f.a));
+            check_memory(&f, 1 << DQ | 1 << DK | 1 << DV);
+            for (int t = DQ; t <= DV; t++) check_close(&f, t, &right, &naive);
+            answer_free(&right);
+            answer_free(&naive);
+            fixture_free(&f);
+        }
+    check_in("%s", "");
+    CHECK(check_live_bytes() == live);
+}
+
+/* Rows that see no key: o is 0, lse -inf, and nothing flows back. */
+static void test_rows_without_keys(void) {
+    const shape_case shape = {1, 2, 1, 75, 5, 16, 16, true, 0};
+    for (int d = 0; d < COUNT_OF(DTYPES); d++) {
+        name_case(&shape, DTYPES[d], DENSE);
+        fixture f;
+        fixture_make(&f, &shape, DTYPES[d], DENSE, 4);
+        CHECK_OK(cuflash_attention_forward(&f.a));
+        CHECK_OK(cuflash_attention_backward(&f.a));
+        int64_t at[4] = {0};
+        for (at[1] = 0; at[1] < 2; at[1]++)
+            for (at[2] = 0; at[2] < 75; at[2]++) {
+                double lse, o, dq;
+                at[3] = 7;
+                CHECK_OK(cuflash_tensor_get(&f.t[LSE], at, &lse));
+                CHECK_OK(cuflash_tensor_get(&f.t[O], at, &o));
+                CHECK_OK(cuflash_tensor_get(&f.t[DQ], at, &dq));
+                if (at[2] < 70) CHECK_F(lse == -INFINITY && o == 0 && dq == 0, "row %d: lse %g, o %g, dq %g", (int)at[2], lse, o, dq);
+                else CHECK_F(isfinite(lse) && o != 0 && isfinite(o), "row %d: lse %g, o %g", (int)at[2], lse, o);
+            }
+        fixture_free(&f);
+    }
+    check_in("%s", "");
+}
+
+/* Keys and values repeated over heads by strides of 0, and q, k and v interleaved in one buffer, as projections leave
+ * them; the gradients likewise. */
+static void test_shared_memory(void) {
+    check_in("repeated keys");
+    const shape_case shape = {2, 3, 3, 20, 20, 16, 16, true, 0}, one_head = {2, 3, 1, 20, 20, 16, 16, true, 0};
+    fixture f, g;
+    fixture_make(&f, &shape, CUFLASH_FLOAT32, DENSE, 11);
+    fixture_make(&g, &one_head, CUFLASH_FLOAT32, DENSE, 12);
+    for (int i = Q; i <= V; i++) REQUIRE_OK(i == Q ? cuflash_tensor_copy(&f.t[i], &g.t[i]) : CUFLASH_SUCCESS);
+    cuflash_attention a = f.a;
+    cuflash_tensor k, v;
+    REQUIRE_OK(cuflash_tensor_expand(&k, &g.t[K], 4, f.t[K].shape));
+    REQUIRE_OK(cuflash_tensor_expand(&v, &g.t[V], 4, f.t[V].shape));
+    CHECK(k.stride[1] == 0);
+    a.k = &k, a.v = &v;
+    CHECK_OK(cuflash_attention_forward(&a));
+    CHECK_OK(cuflash_attention_forward(&g.a));
+    CHECK(distance(&f.t[O], &g.t[O]).rel_norm <= 2e-6);
+    cuflash_tensor_release(&k);
+    cuflash_tensor_release(&v);
+
+    check_in("interleaved q, k and v");
+    cuflash_tensor packed, packed_grad, view[3], grad[3];
+    const int64_t sizes[] = {2, 20, 3, 3, 16}; /* batch, seq, q or k or v, heads, dim */
+    REQUIRE_OK(cuflash_tensor_empty(&packed, CUFLASH_FLOAT32, CUFLASH_CPU, 5, sizes));
+    REQUIRE_OK(cuflash_tensor_empty(&packed_grad, CUFLASH_FLOAT32, CUFLASH_CPU, 5, sizes));
+    for (int i = 0; i < 3; i++) {
+        REQUIRE_OK(cuflash_tensor_select(&view[i], &packed, 2, i));
+        REQUIRE_OK(cuflash_tensor_transpose(&view[i], &view[i], 1, 2));
+        REQUIRE_OK(cuflash_tensor_copy(&view[i], &f.t[Q + i]));
+        REQUIRE_OK(cuflash_tensor_select(&grad[i], &packed_grad, 2, i));
+        REQUIRE_OK(cuflash_tensor_transpose(&grad[i], &grad[i], 1, 2));
+    }
+    CHECK_OK(cuflash_attention_forward(&f.a));
+    CHECK_OK(cuflash_attention_backward(&f.a));
+    fixture_remember(&f);
+    fixture_poison(&f, O);
+    a = f.a;
+    a.q = &view[0], a.k = &view[1], a.v = &view[2];
+    CHECK_OK(cuflash_attention_forward(&a));
+    CHECK(unchanged(&f, O)); /* the same bits as before */
+    a.dq = &grad[0], a.dk = &grad[1], a.dv = &grad[2];
+    CHECK_OK(cuflash_attention_backward(&a));
+    for (int i = 0; i < 3; i++) CHECK(distance(&grad[i], &f.t[DQ + i]).n_bad == 0);
+    for (int i = 0; i < 3; i++) {
+        cuflash_tensor_release(&view[i]);
+        cuflash_tensor_release(&grad[i]);
+    }
+    cuflash_tensor_release(&packed);
+    cuflash_tensor_release(&packed_grad);
+    fixture_free(&f);
+    fixture_free(&g);
+    check_in("%s", "");
+}
+
+/* Bit-equal from run to run, for any number of threads, layout of memory, and with a workspace of one's own. */
+static void test_bits(void) {
+    static const shape_case shapes[] = {{2, 4, 2, 150, 201, 40, 24, true, 0}, {1, 1, 1, 300, 70, 64, 64, false, 0}};
+    int before = cuflash_get_num_threads();
+    for (int i = 0; i < COUNT_OF(shapes); i++)
+        for (int d = 0; d < COUNT_OF(DTYPES); d++) {
+            name_case(&shapes[i], DTYPES[d], DENSE);
+            fixture f, other;
+            fixture_make(&f, &shapes[i], DTYPES[d], DENSE, 21);
+            CHECK_OK(cuflash_set_num_threads(1));
+            CHECK_OK(cuflash_attention_forward(&f.a));
+            CHECK_OK(cuflash_attention_backward(&f.a));
+            fixture_remember(&f);
+            static const int threads[] = {1, 2, 3, 7, 7, 64};
+            for (int n = 0; n < COUNT_OF(threads); n++) {
+                CHECK_OK(cuflash_set_num_threads(threads[n]));
+                for (int t = 0; t < TENSORS; t++)
+                    if (ALL_OUTPUTS & 1 << t) fixture_poison(&f, t);
+                CHECK_OK(cuflash_attention_forward(&f.a));
+                CHECK_OK(cuflash_attention_backward(&f.a));
+                for (int t = 0; t < TENSORS; t++)
+                    CHECK_F(unchanged(&f, t), "%d threads: '%s' differs from one thread's", threads[n], TENSOR_NAMES[t]);
+            }
+            CHECK_OK(cuflash_set_num_threads(before));
+            for (int how = BSHD; how <= GAPS; how++) {
+                fixture_make(&other, &shapes[i], DTYPES[d], (layout)how, 21);
+                CHECK_OK(cuflash_attention_forward(&other.a));
+                CHECK_OK(cuflash_attention_backward(&other.a));
+                for (int t = 0; t < TENSORS; t++)
+                    CHECK_F(distance(&other.t[t], &f.t[t]).n_bad == 0, "'%s' depends on the layout", TENSOR_NAMES[t]);
+                fixture_free(&other);
+            }
+            fixture_free(&f);
+        }
+    check_in("%s", "");
+}
+
+/* lse and each gradient may be left out; what is left is the same, bit for bit. */
+static void test_optional_outputs(void) {
+    const shape_case shape = {2, 4, 2, 70, 99, 40, 24, true, 0};
+    for (int d = 0; d < COUNT_OF(DTYPES); d++) {
+        name_case(&shape, DTYPES[d], GAPS);
+        fixture f;
+        answer right, naive;
+        fixture_make(&f, &shape, DTYPES[d], GAPS, 31);
+        answer_right(&right, &f);
+        answer_naive(&naive, &f);
+        CHECK_OK(cuflash_attention_forward(&f.a));
+        CHECK_OK(cuflash_attention_backward(&f.a));
+        fixture_remember(&f);
+        fixture_poison(&f, O);
+        cuflash_attention a = f.a;
+        a.lse = NULL, a.d_o = a.dq = a.dk = a.dv = NULL;
+        CHECK_OK(cuflash_attention_forward(&a));
+        CHECK(unchanged(&f, O));
+        for (unsigned wanted = 0; wanted < 8; wanted++) {
+            a = f.a;
+            if (!(wanted & 1)) a.dq = NULL;
+            if (!(wanted & 2)) a.dk = NULL;
+            if (!(wanted & 4)) a.dv = NULL;
+            for (int t = DQ; t <= DV; t++) {
+                fixture_poison(&f, t);
+                if (wanted & 1u << (t - DQ)) continue;
+                memset(f.b[t].before, POISON, f.b[t].bytes);
+            }
+            CHECK_OK(cuflash_attention_backward(&a));
+            for (int t = 0; t < TENSORS; t++) CHECK_F(unchanged(&f, t), "gradients %u wanted: '%s' differs", wanted, TENSOR_NAMES[t]);
+            CHECK_OK(cuflash_attention_backward(&f.a));
+            fixture_remember(&f);
+        }
+        a = f.a, a.lse = NULL;
+        CHECK_OK(cuflash_attention_backward(&a)); /* recomputed: not the same bits, but as good */
+        check_memory(&f, 1 << DQ | 1 << DK | 1 << DV);
+        for (int t = DQ; t <= DV; t++) check_close(&f, t, &right, &naive);
+
+        cuflash_tensor half;
+        REQUIRE_OK(cuflash_tensor_empty(&half, CUFLASH_FLOAT16, CUFLASH_CPU, 3, f.t[LSE].shape));
+        a = f.a, a.lse = &half;
+        CHECK_OK(cuflash_attention_forward(&a));
+        cuflash_close_report report;
+        CHECK_OK(cuflash_tensor_compare(&half, &right.t[LSE], 0x1p-10, 0x1p-10, false, &report));
+        CHECK(report.n_bad == 0);
+        CHECK_OK(cuflash_tensor_fill(&half, NAN)); /* backward does not use so coarse an lse */
+        CHECK_OK(cuflash_attention_backward(&a));
+        for (int t = DQ; t <= DV; t++) check_close(&f, t, &right, &naive);
+        cuflash_tensor_release(&half);
+        answer_free(&right);
+        answer_free(&naive);
+        fixture_free(&f);
+    }
+    check_in("%s", "");
+}
+
+/* The oracle takes any dtype in and out, float64 among them, and rounds once. */
+static void test_reference_dtypes(void) {
+    check_in("reference");
+    const shape_case shape = {1, 2, 1, 6, 9, 5, 3, true, 0};
+    fixture f;
+    answer right;
+    fixture_make(&f, &shape, CUFLASH_FLOAT64, GAPS, 41);
+    answer_right(&right, &f);
+    for (int d = 0; d < COUNT_OF(DTYPES); d++) {
+        cuflash_tensor o, expected;
+        REQUIRE_OK(cuflash_tensor_empty(&o, DTYPES[d], CUFLASH_CPU, 4, f.t[O].shape));
+        REQUIRE_OK(cuflash_tensor_empty(&expected, DTYPES[d], CUFLASH_CPU, 4, f.t[O].shape));
+        cuflash_attention a = f.a;
+        a.o = &o;
+        CHECK_OK(cuflash_reference_forward(&a));
+        REQUIRE_OK(cuflash_tensor_copy(&expected, &right.t[O]));
+        CHECK(distance(&o, &expected).n_bad == 0);
+        cuflash_tensor_release(&o);
+        cuflash_tensor_release(&expected);
+    }
+    answer naive; /* written by someone else, as it were */
+    answer_naive(&naive, &f);
+    for (int t = DQ; t <= DV; t++) CHECK(distance(&right.t[t], &naive.t[t]).rel_norm <= 1e-12);
+    CHECK(distance(&right.t[O], &naive.t[O]).rel_norm <= 1e-13);
+    answer_free(&naive);
+    answer_free(&right);
+    fixture_free(&f);
+    check_in("%s", "");
+}
+
+/* ---- Workspace and plan ------------------------------------------------------------------------- */
+
+static void test_workspace(void) {
+    const shape_case shape = {1, 2, 2, 40, 50, 20, 20, false, 0};
+    for (int pass = CUFLASH_FORWARD; pass <= CUFLASH_BACKWARD; pass++) {
+        check_in("workspace of pass %d", pass);
+        fixture f;
+        fixture_make(&f, &shape, CUFLASH_FLOAT16, GAPS, 51);
+        cuflash_status (*call)(const cuflash_attention *) = pass == CUFLASH_FORWARD ? cuflash_attention_forward : cuflash_attention_backward;
+        CHECK_OK(cuflash_attention_forward(&f.a));
+        CHECK_OK(cuflash_attention_backward(&f.a));
+        fixture_remember(&f);
+        unsigned outputs = pass == CUFLASH_FORWARD ? 1 << O | 1 << LSE : 1 << DQ | 1 << DK | 1 << DV;
+
+        size_t bytes = 0, least = 0;
+        CHECK_OK(cuflash_attention_workspace(&f.a, (cuflash_pass)pass, &bytes));
+        cuflash_attention a = {.struct_size = sizeof a, .q = f.a.q, .k = f.a.k, .v = f.a.v};
+        CHECK_OK(cuflash_attention_workspace(&a, (cuflash_pass)pass, &least)); /* q, k and v suffice */
+        CHECK(bytes > 0 && least == bytes && bytes % 64 == 0);
+
+        size_t room = (bytes + 63) / 64 * 64 + 128;
+        unsigned char *memory = aligned_alloc(64, room);
+        memset(memory, 0xa5, room);
+        a = f.a;
+        a.workspace = memory + 64;
+        a.workspace_bytes = bytes;
+        for (int t = O; t <= DV; t++)
+            if (outputs & 1u << t) fixture_poison(&f, t);
+        cuflash_memory_stats stats;
+        CHECK_OK(cuflash_memory_reset_peak(CUFLASH_CPU));
+        CHECK_OK(call(&a));
+        CHECK_OK(cuflash_memory_get_stats(CUFLASH_CPU, &stats));
+        CHECK(stats.peak_bytes == stats.live_bytes); /* it took no memory of its own */
+        for (int t = 0; t < TENSORS; t++) CHECK_F(unchanged(&f, t), "'%s' differs", TENSOR_NAMES[t]);
+        bool kept = true;
+        for (int i = 0; i < 64; i++) kept = kept && memory[i] == 0xa5 && memory[64 + bytes + (size_t)i] == 0xa5;
+        CHECK(kept);
+
+        char words[64];
+        snprintf(words, sizeof words, "%s|'workspace_bytes'|%zu|%zu", pass ? "attention_backward" : "attention_forward", bytes, bytes - 1);
+        a.workspace_bytes = bytes - 1;
+        CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, words, call(&a));
+        a.workspace_bytes = 0;
+        CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "'workspace_bytes'", call(&a));
+        a.workspace_bytes = bytes + 64;
+        a.workspace = memory + 4;
+        CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "'workspace'|64-byte", call(&a));
+        for (int t = 0; t < TENSORS; t++) CHECK(unchanged(&f, t));
+        free(memory);
+
+        CHECK_FAILS(CUFLASH_NULL_POINTER, "attention_workspace|'bytes'", cuflash_attention_workspace(&f.a, (cuflash_pass)pass, NULL));
+        fixture_free(&f);
+    }
+    check_in("%s", "");
+}
+
+static void test_plan(void) {
+    check_in("plan");
+    const shape_case shape = {1, 4, 2, 40, 50, 20, 24, true, 0.5f};
+    fixture f;
+    fixture_make(&f, &shape, CUFLASH_BFLOAT16, BSHD, 61);
+    cuflash_attention a = {.struct_size = sizeof a, .q = f.a.q, .k = f.a.k, .v = f.a.v, .flags = f.a.flags, .scale = f.a.scale};
+    char text[1024], whole[1024], isa[32];
+    snprintf(isa, sizeof isa, "cpu %s", cuflash_cpu_isa());
+    for (int pass = CUFLASH_FORWARD; pass <= CUFLASH_BACKWARD; pass++) {
+        memset(whole, 'x', sizeof whole);
+        CHECK_OK(cuflash_attention_plan(&a, (cuflash_pass)pass, whole, sizeof whole));
+        CHECK(memchr(whole, 0, sizeof whole) != NULL);
+        CHECK_F(check_contains(whole, pass ? "pass: backward" : "pass: forward"), "%s", whole);
+        CHECK_F(check_contains(whole, "bfloat16|batch 1|40 queries|50 keys|causal|scale 0.5|workspace: "), "%s", whole);
+        CHECK_F(check_contains(whole, isa), "expected '%s' in %s", isa, whole);
+        bool lines = strlen(whole) > 0 && whole[strlen(whole) - 1] == '\n';
+        char copy[1024];
+        memcpy(copy, whole, sizeof copy);
+        for (char *line = strtok(copy, "\n"); line; line = strtok(NULL, "\n")) lines = lines && strstr(line, ": ") != NULL;
+        CHECK_F(lines, "expected lines of 'name: value', got %s", whole);
+        static const size_t sizes[] = {1, 2, 10, 100};
+        for (int i = 0; i < COUNT_OF(sizes); i++) {
+            memset(text, 'x', sizeof text);
+            CHECK_OK(cuflash_attention_plan(&a, (cuflash_pass)pass, text, sizes[i]));
+            CHECK(strlen(text) == sizes[i] - 1 && memcmp(text, whole, sizes[i] - 1) == 0 && text[sizes[i]] == 'x');
+        }
+    }
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "attention_plan|'text'", cuflash_attention_plan(&a, CUFLASH_FORWARD, NULL, 100));
+    memset(text, 'x', sizeof text);
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "attention_plan|'text'|size 0", cuflash_attention_plan(&a, CUFLASH_FORWARD, text, 0));
+    CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "attention_plan|'pass'|2", cuflash_attention_plan(&a, (cuflash_pass)2, text, sizeof text));
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "attention_plan|'attention'", cuflash_attention_plan(NULL, CUFLASH_FORWARD, text, sizeof text));
+    size_t bytes = 3;
+    CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "attention_workspace|'pass'|-1", cuflash_attention_workspace(&a, (cuflash_pass)-1, &bytes));
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "attention_workspace|'attention'", cuflash_attention_workspace(NULL, CUFLASH_FORWARD, &bytes));
+    CHECK(text[0] == 'x' && bytes == 3);
+    fixture_free(&f);
+    check_in("%s", "");
+}
+
+/* ---- Refusals ----------------------------------------------------------------------------------- */
+
+enum { FORWARD = 1, BACKWARD = 2, REFERENCE_FORWARD = 4, REFERENCE_BACKWARD = 8, KERNELS = 3, FORWARDS = 5, BACKWARDS = 10, EVERY = 15 };
+
+static const struct {
+    int bit;
+    const char *name;
+    cuflash_status (*call)(const cuflash_attention *);
+} CALLS[] = {{FORWARD, "attention_forward", cuflash_attention_forward},
+             {BACKWARD, "attention_backward", cuflash_attention_backward},
+             {REFERENCE_FORWARD, "reference_forward", cuflash_reference_forward},
+             {REFERENCE_BACKWARD, "reference_backward", cuflash_reference_backward}};
+
+typedef enum {
+    MISSING, FREED, NDIM, SHAPE, STRIDE, DTYPE, DEVICE, /* of one tensor */
+    STRUCT_SIZE, FLAGS, SCALE                           /* of the struct */
+} what;
+
+/* One thing made wrong, in which calls it matters, and what they say. */
+typedef struct {
+    what wrong;
+    int tensor, dim;
+    double value;
+    int calls;
+    cuflash_status status;
+    const char *words;
+} mistake;
+
+static const shape_case GOOD = {2, 4, 2, 5, 7, 8, 6, true, 0};
+
+static fixture good; /* of the shape GOOD, in float32, with the results of a good call remembered */
+
+static void check_mistake(const mistake *m) {
+    static const char *const kinds[] = {"missing", "freed", "ndim", "shape", "stride", "dtype", "device", "struct_size", "flags", "scale"};
+    cuflash_tensor t[TENSORS];
+    memcpy(t, good.t, sizeof t);
+    const cuflash_tensor *p[TENSORS];
+    for (int i = 0; i < TENSORS; i++) p[i] = &t[i];
+    cuflash_attention a = good.a;
+    switch (m->wrong) {
+    case MISSING: p[m->tensor] = NULL; break;
+    case FREED: cuflash_tensor_release(&t[m->tensor]); break;
+    case NDIM: t[m->tensor].ndim = (int32_t)m->value; break;
+    case SHAPE: t[m->tensor].shape[m->dim] = (int64_t)m->value; break;
+    case STRIDE: t[m->tensor].stride[m->dim] = (int64_t)m->value; break;
+    case DTYPE: t[m->tensor].dtype = (cuflash_dtype)m->value; break;
+    case DEVICE: t[m->tensor].device = (int32_t)m->value; break;
+    case STRUCT_SIZE: a.struct_size = (size_t)((double)a.struct_size + m->value); break;
+    case FLAGS: a.flags |= (uint32_t)m->value; break;
+    case SCALE: a.flags |= CUFLASH_SCALE, a.scale = (float)m->value; break;
+    }
+    a.q = p[Q], a.k = p[K], a.v = p[V], a.o = p[O], a.lse = p[LSE], a.d_o = p[D_O], a.dq = p[DQ], a.dk = p[DK], a.dv = p[DV];
+    for (int c = 0; c < COUNT_OF(CALLS); c++) {
+        if (!(m->calls & CALLS[c].bit)) continue;
+        check_in("%s with '%s' %s %d %g", CALLS[c].name, TENSOR_NAMES[m->tensor], kinds[m->wrong], m->dim, m->value);
+        char words[160];
+        snprintf(words, sizeof words, "%s|%s", CALLS[c].name, m->words);
+        int64_t live = check_live_bytes();
+        CHECK_FAILS(m->status, words, CALLS[c].call(&a));
+        CHECK(check_live_bytes() == live);
+        for (int i = 0; i < TENSORS; i++) CHECK_F(unchanged(&good, i), "'%s' was written", TENSOR_NAMES[i]);
+        for (int i = 0; i < TENSORS; i++) /* the next good call works, and is not changed by the failure */
+            if (ALL_OUTPUTS & 1 << i) fixture_poison(&good, i);
+        CHECK_OK(cuflash_attention_forward(&good.a));
+        CHECK_OK(cuflash_attention_backward(&good.a));
+        for (int i = 0; i < TENSORS; i++) CHECK_F(unchanged(&good, i), "'%s' differs in the next good call", TENSOR_NAMES[i]);
+    }
+    /* The functions that only look at a problem refuse what the passes refuse. */
+    bool of_inputs = m->wrong >= STRUCT_SIZE || (m->tensor <= V && !(m->wrong == SHAPE && strstr(m->words, "'o'")));
+    for (int pass = 0; pass < 2; pass++) {
+        if (!of_inputs || !(m->calls & 1 << pass)) continue;
+        check_in("plan of pass %d with '%s' %s %d %g", pass, TENSOR_NAMES[m->tensor], kinds[m->wrong], m->dim, m->value);
+        size_t bytes = 3;
+        char text[256] = "x";
+        CHECK_FAILS(m->status, m->words, cuflash_attention_workspace(&a, (cuflash_pass)pass, &bytes));
+        CHECK_FAILS(m->status, m->words, cuflash_attention_plan(&a, (cuflash_pass)pass, text, sizeof text));
+        CHECK(bytes == 3 && strcmp(text, "x") == 0);
+    }
+}
+
+static void test_mistakes(void) {
+    static const mistake mistakes[] = {
+        {MISSING, Q, 0, 0, EVERY, CUFLASH_NULL_POINTER, "'q'"},
+        {MISSING, K, 0, 0, EVERY, CUFLASH_NULL_POINTER, "'k'"},
+        {MISSING, V, 0, 0, EVERY, CUFLASH_NULL_POINTER, "'v'"},
+        {MISSING, O, 0, 0, FORWARDS | BACKWARD, CUFLASH_NULL_POINTER, "'o'"},
+        {MISSING, D_O, 0, 0, BACKWARDS, CUFLASH_NULL_POINTER, "'d_o'"},
+        /* q decides what the others have to be, k and v what their gradients have to be */
+        {SHAPE, Q, 0, 3, EVERY, CUFLASH_DIMENSION_MISMATCH, "'k'|expected [3|got [2"},
+        {SHAPE, Q, 1, 3, EVERY, CUFLASH_DIMENSION_MISMATCH, "'k'|heads|3|2"},
+        {SHAPE, Q, 1, 6, FORWARDS | BACKWARD, CUFLASH_DIMENSION_MISMATCH, "'o'|expected [2 x 6 x 5 x 6]|got [2 x 4 x 5 x 6]"},
+        {SHAPE, Q, 2, 6, FORWARDS | BACKWARD, CUFLASH_DIMENSION_MISMATCH, "'o'|expected [2 x 4 x 6 x 6]|got [2 x 4 x 5 x 6]"},
+        {SHAPE, Q, 3, 7, EVERY, CUFLASH_DIMENSION_MISMATCH, "'k'|x 7]|got [2 x 2 x 7 x 8]"},
+        {SHAPE, K, 0, 1, EVERY, CUFLASH_DIMENSION_MISMATCH, "'k'|expected [2|got [1"},
+        {SHAPE, K, 1, 4, EVERY, CUFLASH_DIMENSION_MISMATCH, "'v'|expected [2 x 4 x 7|got [2 x 2 x 7 x 6]"},
+        {SHAPE, K, 2, 6, EVERY, CUFLASH_DIMENSION_MISMATCH, "'v'|expected [2 x 2 x 6|got [2 x 2 x 7 x 6]"},
+        {SHAPE, K, 3, 7, EVERY, CUFLASH_DIMENSION_MISMATCH, "'k'|x 8]|got [2 x 2 x 7 x 7]"},
+        {SHAPE, V, 0, 1, EVERY, CUFLASH_DIMENSION_MISMATCH, "'v'|expected [2|got [1"},
+        {SHAPE, V, 1, 1, EVERY, CUFLASH_DIMENSION_MISMATCH, "'v'|got [2 x 1 x 7 x 6]"},
+        {SHAPE, V, 2, 6, EVERY, CUFLASH_DIMENSION_MISMATCH, "'v'|got [2 x 2 x 6 x 6]"},
+        {SHAPE, V, 3, 5, FORWARDS | BACKWARD, CUFLASH_DIMENSION_MISMATCH, "'o'|x 5]|got [2 x 4 x 5 x 6]"},
+        {DTYPE, Q, 0, CUFLASH_FLOAT64, KERNELS, CUFLASH_UNSUPPORTED_DTYPE, "'q'|float64"},
+        {DTYPE, LSE, 0, CUFLASH_BFLOAT16, KERNELS, CUFLASH_UNSUPPORTED_DTYPE, "'lse'|bfloat16"},
+        {DTYPE, LSE, 0, CUFLASH_FLOAT64, KERNELS, CUFLASH_UNSUPPORTED_DTYPE, "'lse'|float64"},
+        {STRUCT_SIZE, Q, 0, 8, EVERY, CUFLASH_INVALID_ARGUMENT, "'struct_size'"},
+        {STRUCT_SIZE, Q, 0, -8, EVERY, CUFLASH_INVALID_ARGUMENT, "'struct_size'"},
+        {FLAGS, Q, 0, 8, EVERY, CUFLASH_INVALID_ARGUMENT, "'flags'|0x9"},
+        {FLAGS, Q, 0, 0x80000000, EVERY, CUFLASH_INVALID_ARGUMENT, "'flags'|0x80000001"},
+        {SCALE, Q, 0, NAN, EVERY, CUFLASH_INVALID_ARGUMENT, "'scale'|nan"},
+        {SCALE, Q, 0, INFINITY, EVERY, CUFLASH_INVALID_ARGUMENT, "'scale'|inf"},
+    };
+    fixture_make(&good, &GOOD, CUFLASH_FLOAT32, GAPS, 71);
+    REQUIRE_OK(cuflash_attention_forward(&good.a));
+    REQUIRE_OK(cuflash_attention_backward(&good.a));
+    fixture_remember(&good);
+    for (int i = 0; i < COUNT_OF(mistakes); i++) check_mistake(&mistakes[i]);
+
+    /* What is the same for all tensors. */
+    for (int t = 0; t < TENSORS; t++) {
+        int calls = t <= V ? EVERY : t == O || t == LSE ? FORWARDS | BACKWARD : BACKWARDS;
+        int as_output = t <= V || t == D_O ? 0 : t <= LSE ? FORWARDS : BACKWARDS, last = good.t[t].ndim - 1;
+        char name[8];
+        snprintf(name, sizeof name, "'%s'", TENSOR_NAMES[t]);
+#define MISTAKE(...) check_mistake(&(const mistake){__VA_ARGS__})
+        MISTAKE(FREED, t, 0, 0, calls, CUFLASH_NULL_POINTER, name);
+        MISTAKE(NDIM, t, 0, last, calls, CUFLASH_DIMENSION_MISMATCH, name);
+        MISTAKE(NDIM, t, 0, 9, calls, CUFLASH_INVALID_DIMENSION, name);
+        MISTAKE(NDIM, t, 0, -1, calls, CUFLASH_INVALID_DIMENSION, name);
+        MISTAKE(DTYPE, t, 0, 9, calls, CUFLASH_UNSUPPORTED_DTYPE, name);
+        MISTAKE(DEVICE, t, 0, 0, calls, CUFLASH_INVALID_ARGUMENT, t == Q ? "'k'|device" : name);
+        for (int d = 0; d <= last; d++) {
+            MISTAKE(SHAPE, t, d, 0, calls, CUFLASH_INVALID_DIMENSION, name);
+            MISTAKE(SHAPE, t, d, -1, calls, CUFLASH_INVALID_DIMENSION, name);
+            MISTAKE(STRIDE, t, d, -1, calls, CUFLASH_INVALID_DIMENSION, name);
+            MISTAKE(STRIDE, t, d, 0, as_output, CUFLASH_INVALID_ARGUMENT, name);
+            if (t > V) MISTAKE(SHAPE, t, d, (double)good.t[t].shape[d] + 1, calls, CUFLASH_DIMENSION_MISMATCH, name);
+        }
+        if (t == LSE) continue;
+        char words[32];
+        snprintf(words, sizeof words, "%s|contiguous|stride 2", name);
+        MISTAKE(STRIDE, t, last, 2, calls, CUFLASH_INVALID_ARGUMENT, words);
+        if (t != Q) MISTAKE(DTYPE, t, 0, CUFLASH_FLOAT16, calls & KERNELS, CUFLASH_UNSUPPORTED_DTYPE, name);
+#undef MISTAKE
+    }
+    check_in("the struct itself");
+    for (int c = 0; c < COUNT_OF(CALLS); c++) CHECK_FAILS(CUFLASH_NULL_POINTER, "'attention'", CALLS[c].call(NULL));
+    fixture_free(&good);
+    check_in("%s", "");
+}
+
+static void test_head_dims_and_devices(void) {
+    static const struct {
+        int64_t head_dim, head_dim_v;
+        const char *words;
+    } dims[] = {{513, 8, "'q'|512|513"}, {8, 513, "'v'|512|513"}};
+    for (int i = 0; i < COUNT_OF(dims); i++) {
+        shape_case shape = {1, 1, 1, 2, 3, dims[i].head_dim, dims[i].head_dim_v, false, 0};
+        name_case(&shape, CUFLASH_FLOAT32, DENSE);
+        fixture f;
+        fixture_make(&f, &shape, CUFLASH_FLOAT32, DENSE, 1);
+        CHECK_FAILS(CUFLASH_UNSUPPORTED_HEAD_DIM, dims[i].words, cuflash_attention_forward(&f.a));
+        CHECK_FAILS(CUFLASH_UNSUPPORTED_HEAD_DIM, dims[i].words, cuflash_attention_backward(&f.a));
+        for (int t = 0; t < TENSORS; t++) CHECK(unchanged(&f, t));
+        CHECK_OK(cuflash_reference_forward(&f.a)); /* the oracle has no such limit */
+        CHECK_OK(cuflash_reference_backward(&f.a));
+        /* a device that is not there, for all tensors alike */
+        static const struct {
+            int device;
+            cuflash_status status;
+            const char *words;
+        } devices[] = {{1000, CUFLASH_CUDA_ERROR, "cuda:1000"}, {-2, CUFLASH_INVALID_ARGUMENT, "-2"}};
+        for (int d = 0; d < 2; d++) {
+            for (int t = 0; t < TENSORS; t++) f.t[t].device = devices[d].device;
+            for (int c = 0; c < COUNT_OF(CALLS); c++) CHECK_FAILS(devices[d].status, devices[d].words, CALLS[c].call(&f.a));
+        }
+        fixture_free(&f);
+    }
+    check_in("%s", "");
+}
+
+/* Each output in turn put where another tensor lies: exactly there, and partly over it. */
+static void test_overlap(void) {
+    const shape_case shape = {1, 2, 2, 6, 6, 8, 8, false, 0};
+    fixture f;
+    fixture_make(&f, &shape, CUFLASH_FLOAT32, DENSE, 81);
+    REQUIRE_OK(cuflash_attention_forward(&f.a));
+    fixture_remember(&f);
+    for (int out = O; out < TENSORS; out++)
+        for (int other = Q; other < TENSORS; other++) {
+            bool forward = out <= LSE;
+            if (out == D_O || out == other || (forward && other > LSE)) continue;
+            for (int shift = 0; shift < 3; shift++) {
+                check_in("'%s' over '%s', shift %d", TENSOR_NAMES[out], TENSOR_NAMES[other], shift);
+                cuflash_tensor t[TENSORS];
+                memcpy(t, f.t, sizeof t);
+                t[out].data = (char *)t[other].data + shift * 4;
+                cuflash_attention a = f.a;
+                a.o = &t[O], a.lse = &t[LSE], a.dq = &t[DQ], a.dk = &t[DK], a.dv = &t[DV];
+                char words[32];
+                snprintf(words, sizeof words, "'%s'|overlaps|'%s'", TENSOR_NAMES[out], TENSOR_NAMES[other]);
+                cuflash_status status = forward ? cuflash_attention_forward(&a) : cuflash_attention_backward(&a);
+                bool swapped = other > out || (out >= DQ && other >= DQ); /* of two outputs, the message may begin with either */
+                CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, swapped ? "overlaps" : words, status);
+                for (int i = 0; i < TENSORS; i++) CHECK(unchanged(&f, i));
+            }
+        }
+    fixture_free(&f);
+
+    check_in("strided views that share elements");
+    /* o is q moved on by one position within the same [batch, seq, heads, dim] buffer. */
+    cuflash_tensor memory, q, o;
+    const int64_t sizes[] = {1, 7, 4, 8};
+    REQUIRE_OK(cuflash_tensor_empty(&memory, CUFLASH_FLOAT32, CUFLASH_CPU, 4, sizes));
+    REQUIRE_OK(cuflash_tensor_fill(&memory, 1));
+    REQUIRE_OK(cuflash_tensor_narrow(&q, &memory, 2, 0, 2)); /* two of the four heads, so that the view has gaps */
+    REQUIRE_OK(cuflash_tensor_transpose(&q, &q, 1, 2));
+    REQUIRE_OK(cuflash_tensor_narrow(&o, &q, 2, 1, 6));
+    REQUIRE_OK(cuflash_tensor_narrow(&q, &q, 2, 0, 6));
+    cuflash_attention a = {.struct_size = sizeof a, .q = &q, .k = &q, .v = &q, .o = &o};
+    CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "'o'|overlaps|'q'", cuflash_attention_forward(&a));
+    double least, most;
+    CHECK_OK(cuflash_tensor_reduce_all(CUFLASH_MIN, &memory, &least));
+    CHECK_OK(cuflash_tensor_reduce_all(CUFLASH_MAX, &memory, &most));
+    CHECK(least == 1 && most == 1);
+    cuflash_tensor_release(&q);
+    cuflash_tensor_release(&o);
+    cuflash_tensor_release(&memory);
+    check_in("%s", "");
+}
+
+/* ---- Several callers ---------------------------------------------------------------------------- */
+
+typedef struct {
+    fixture f;
+    int failures;
+} caller;
+
+static void *call_repeatedly(void *context) {
+    caller *c = context;
+    for (int round = 0; round < 6; round++) {
+        for (int t = O; t <= DV; t++)
+            if (ALL_OUTPUTS & 1 << t) fixture_poison(&c->f, t);
+        c->failures += cuflash_attention_forward(&c->f.a) != CUFLASH_SUCCESS;
+        c->failures += cuflash_attention_backward(&c->f.a) != CUFLASH_SUCCESS;
+        for (int t = 0; t < TENSORS; t++) c->failures += !unchanged(&c->f, t);
+        cuflash_attention wrong = c->f.a;
+        wrong.flags = 64;
+        c->failures += cuflash_attention_forward(&wrong) != CUFLASH_INVALID_ARGUMENT;
+        c->failures += strstr(cuflash_last_error(), "flags") == NULL;
+    }
+    return NULL;
+}
+
+/* Calls from several threads at once, each with threads of its own, on different outputs. */
+static void test_callers(void) {
+    check_in("several callers");
+    enum { CALLERS = 4 };
+    static caller callers[CALLERS];
+    int before = cuflash_get_num_threads();
+    CHECK_OK(cuflash_set_num_threads(3));
+    int64_t live = check_live_bytes();
+    for (int i = 0; i < CALLERS; i++) {
+        const shape_case shape = {1, 2, 1 + i % 2, 70 + i, 130 - i, 24, 16, i % 2, 0};
+        fixture_make(&callers[i].f, &shape, DTYPES[i % 3], GAPS, (uint64_t)i);
+        CHECK_OK(cuflash_attention_forward(&callers[i].f.a));
+        CHECK_OK(cuflash_attention_backward(&callers[i].f.a));
+        fixture_remember(&callers[i].f);
+    }
+    pthread_t threads[CALLERS];
+    for (int i = 0; i < CALLERS; i++) CHECK(pthread_create(&threads[i], NULL, call_repeatedly, &callers[i]) == 0);
+    for (int i = 0; i < CALLERS; i++) {
+        pthread_join(threads[i], NULL);
+        CHECK_F(callers[i].failures == 0, "caller %d: %d failures", i, callers[i].failures);
+        fixture_free(&callers[i].f);
+    }
+    CHECK(check_live_bytes() == live);
+    CHECK_OK(cuflash_set_num_threads(before));
+    check_in("%s", "");
+}
+
+int main(void) {
+    isa_require();
+    int64_t live = check_live_bytes();
+    test_results();
+    test_rows_without_keys();
+    test_shared_memory();
+    test_bits();
+    test_optional_outputs();
+    test_reference_dtypes();
+    test_workspace();
+    test_plan();
+    test_mistakes();
+    test_head_dims_and_devices();
+    test_overlap();
+    test_callers();
+    CHECK(check_live_bytes() == live);
+    return check_result();
+}

@@ -12,6 +12,7 @@ size_t cuflash_lua_fwrite(const void *data, size_t size, size_t count, void *fil
 int cuflash_lua_statx(int directory, const char *path, int flags, unsigned mask, void *buffer) __asm__("statx");
 char *cuflash_lua_realpath(const char *path, char *resolved) __asm__("realpath");
 void cuflash_lua_free(void *pointer) __asm__("free");
+char *cuflash_lua_strerror(int number) __asm__("strerror");
 int cuflash_lua_getpid(void) __asm__("getpid");
 ]]
 
@@ -51,10 +52,11 @@ function files.read(file, data, bytes)
 end
 
 --- Writes bytes from memory.
--- @treturn boolean whether all of them went
+-- @treturn boolean true; or nil and the system's reason
 -- @function write
 function files.write(file, data, bytes)
-  return tonumber(ffi.C.cuflash_lua_fwrite(data, 1, bytes, file)) == bytes
+  if tonumber(ffi.C.cuflash_lua_fwrite(data, 1, bytes, file)) == bytes then return true end
+  return nil, ffi.string(ffi.C.cuflash_lua_strerror(ffi.errno()))
 end
 
 -- Where a path leads: symbolic links followed.

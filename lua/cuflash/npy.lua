@@ -56,7 +56,9 @@ function npy.save(path, tensor)
   local bytes = source:numel() * kind.size
   local ok, message = files.replace(path, function(file)
     local length = string.char(#header % 256, math.floor(#header / 256))
-    return file:write(MAGIC, "\1\0", length, header) and files.write(file, source.handle.data, bytes)
+    local written, why = file:write(MAGIC, "\1\0", length, header)
+    if not written then return nil, why end
+    return files.write(file, source.handle.data, bytes)
   end)
   if not rawequal(source, tensor) then source:free() end
   return ok, message

@@ -104,13 +104,14 @@ function safetensors.save(path, tensors, options)
 
   return files.replace(path, function(file)
     local length = ffi.new("uint64_t[1]", #header)
-    if not (file:write(ffi.string(length, 8), header)) then return nil end
+    local written, why = file:write(ffi.string(length, 8), header)
+    if not written then return nil, why end
     for _, key in ipairs(names) do
       local tensor = tensors[key]
       local source = copies.to(name, tensor, dtype.of(tensor), C.CUFLASH_CPU):contiguous()
-      local written = files.write(file, source.handle.data, source:numel() * dtype.of(source).size)
+      written, why = files.write(file, source.handle.data, source:numel() * dtype.of(source).size)
       if not rawequal(source, tensor) then source:free() end
-      if not written then return nil end
+      if not written then return nil, why end
     end
     return true
   end)

@@ -1,0 +1,55 @@
+-- Attention gives the same bits every time, and for any number of threads.
+
+local cf = require "cuflash"
+local attention = require "spec.support.attention"
+
+local cases = {
+  { name = "one head, long", seq_q = 500, seq_k = 400, dim = 40 },
+  { name = "many heads", batch = 3, heads = 7, seq_q = 75, seq_k = 110, dim = 32 },
+  { name = "grouped heads, causal", batch = 1, heads = 8, heads_kv = 1, seq_q = 130, seq_k = 200, dim = 64, causal = true },
+  { name = "more queries than keys, causal", batch = 2, heads = 2, seq_q = 300, seq_k = 100, dim = 48, causal = true },
+}
+
+-- Bits of the outputs, with `deterministic` asked for: backward promises them on every device then.
+local function run(case, inputs)
+  local o, ctx = cf.attention(inputs.q, inputs.k, inputs.v, { causal = case.causal, deterministic = true })
+  local dq, dk, dv = ctx:backward(inputs.d_o)
+  return { o = o, lse = ctx.lse, dq = dq, dk = dk, dv = dv }
+end
+
+local function for_all(sentence, body)
+  for _, row in ipairs(cases) do
+    for _, dtype in ipairs(attention.dtypes) do
+      it(("%s: %s, %s"):format(sentence, row.name, dtype), function()
+        local case = attention.case(row)
+        body(case, attention.make(case, dtype))
+      end)
+    end
+  end
+end
+
+describe("attention is bit-equal", function()
+  for_all("from run to run", function(case, inputs)
+    local first = run(case, inputs)
+    for _ = 1, 4 do attention.all_same_bits(first, run(case, inputs)) end
+  end)
+end)
+
+describe("attention on the CPU is bit-equal #cpu", function()
+  local threads = cf.num_threads()
+  after_each(function() cf.num_threads(threads) end)
+
+  for_all("for any number of threads", function(case, inputs)
+    cf.num_threads(1)
+    local alone = run(case, inputs)
+    for _, n in ipairs { 2, 3, 5 } do
+      cf.num_threads(n)
+      assert.are.equal(n, cf.num_threads())
+      attention.all_same_bits(alone, run(case, inputs), ("with %d threads"):format(n))
+    end
+  end)
+
+  for_all("without asking for it", function(case, inputs)
+    attention.all_same_bits(run(case, inputs), attention.run(case, inputs))
+  end)
+end)

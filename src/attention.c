@@ -5,6 +5,7 @@
 
 #include "interrupt.h"
 #include "memory.h"
+#include "overlap.h"
 #include "plan.h"
 #include "reference.h"
 #include "tensor.h"
@@ -56,18 +57,11 @@ static cuflash_status take(const char *fn, const role *r, int64_t batch) {
     return CUFLASH_SUCCESS;
 }
 
-/* Does the tensor fill its span of memory without gaps? Only then is an overlap of spans surely one of elements:
- * q, k and v interleaved in one buffer overlap in span alone. */
-static bool is_dense(const cuflash_tensor *t) {
-    return cuflash_tensor_extent(t) == cuflash_tensor_numel(t) * (int64_t)cuflash_dtype_size(t->dtype);
-}
-
 static cuflash_status check_overlap(const char *fn, const role *roles, int count) {
     for (int i = 0; i < count; i++)
         for (int j = 0; j < count; j++) {
-            const cuflash_tensor *a = roles[i].tensor, *b = roles[j].tensor;
-            if (i == j || !a || !b || !roles[i].output || !cuflash_spans_overlap(a, b)) continue;
-            if (a->data == b->data || (is_dense(a) && is_dense(b)))
+            if (i == j || !roles[i].output || !roles[i].tensor || !roles[j].tensor) continue;
+            if (cuflash_tensors_overlap(roles[i].tensor, roles[j].tensor))
                 return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
                                     "%s: argument '%s': expected memory of its own, but it overlaps '%s'", fn, roles[i].name,
                                     roles[j].name);

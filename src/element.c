@@ -208,18 +208,18 @@ static cuflash_status take_input(const char *name, const char *arg, const cuflas
     return cuflash_tensor_copy(taken, in);
 }
 
-cuflash_status cuflash_map(const char *name, const cuflash_tensor *out, const cuflash_tensor *a, const cuflash_tensor *b,
+cuflash_status cuflash_map(cuflash_names names, const cuflash_tensor *out, const cuflash_tensor *a, const cuflash_tensor *b,
                            cuflash_map_fn fn, void *context) {
-    CUFLASH_TRY(cuflash_check_output(name, "out", out));
+    CUFLASH_TRY(cuflash_check_output(names.fn, names.out, out));
     cuflash_tensor taken_a = {0}, taken_b = {0};
-    cuflash_status status = a ? take_input(name, "a", out, a, &taken_a) : CUFLASH_SUCCESS;
-    if (status == CUFLASH_SUCCESS && b) status = take_input(name, "b", out, b, &taken_b);
+    cuflash_status status = names.a ? take_input(names.fn, names.a, out, a, &taken_a) : CUFLASH_SUCCESS;
+    if (status == CUFLASH_SUCCESS && names.b) status = take_input(names.fn, names.b, out, b, &taken_b);
     if (status == CUFLASH_SUCCESS) {
         map_work work = {.fn = fn, .context = context};
         nest_open(&work.loops, out);
         nest_add(&work.loops, out);
-        if (a) nest_add(&work.loops, &taken_a);
-        if (b) nest_add(&work.loops, &taken_b);
+        if (names.a) nest_add(&work.loops, &taken_a);
+        if (names.b) nest_add(&work.loops, &taken_b);
         nest_close(&work.loops);
         cuflash_parallel_for(nest_threads(&work.loops), work.loops.units, 16, map_units, &work);
     }

@@ -16,8 +16,14 @@ double cuflash_round_to(cuflash_dtype dtype, double value);
  * the first input and receives the result; b holds the second input. */
 typedef void (*cuflash_map_fn)(void *context, int64_t first, int64_t n, double *a, const double *b);
 
-/* out = fn(a, b), element by element. a and b may be NULL and broadcast to out; they may overlap it. */
-cuflash_status cuflash_map(const char *name, const cuflash_tensor *out, const cuflash_tensor *a, const cuflash_tensor *b,
+/* What messages call the function and its tensors. */
+typedef struct {
+    const char *fn, *out, *a, *b;
+} cuflash_names;
+
+/* Checks the tensors and computes out = fn(a, b), element by element. Inputs broadcast to out and may overlap it. An input
+ * that is not named is not there. */
+cuflash_status cuflash_map(cuflash_names names, const cuflash_tensor *out, const cuflash_tensor *a, const cuflash_tensor *b,
                            cuflash_map_fn fn, void *context);
 
 /* Reads one or two tensors of the same shape, in groups of elements that depend only on the shape: fn is called on

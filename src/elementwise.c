@@ -9,9 +9,7 @@ static void copy_chunk(void *context, int64_t first, int64_t n, double *a, const
 }
 
 cuflash_status cuflash_tensor_copy(const cuflash_tensor *dst, const cuflash_tensor *src) {
-    CUFLASH_TRY(cuflash_check_output("tensor_copy", "dst", dst));
-    CUFLASH_TRY(cuflash_check_tensor("tensor_copy", "src", src));
-    return cuflash_map("tensor_copy", dst, src, NULL, copy_chunk, NULL);
+    return cuflash_map((cuflash_names){"tensor_copy", "dst", "src", NULL}, dst, src, NULL, copy_chunk, NULL);
 }
 
 static void fill_chunk(void *context, int64_t first, int64_t n, double *a, const double *b) {
@@ -20,8 +18,7 @@ static void fill_chunk(void *context, int64_t first, int64_t n, double *a, const
 }
 
 cuflash_status cuflash_tensor_fill(const cuflash_tensor *dst, double value) {
-    CUFLASH_TRY(cuflash_check_output("tensor_fill", "dst", dst));
-    return cuflash_map("tensor_fill", dst, NULL, NULL, fill_chunk, &value);
+    return cuflash_map((cuflash_names){"tensor_fill", "dst", NULL, NULL}, dst, NULL, NULL, fill_chunk, &value);
 }
 
 typedef struct {
@@ -35,9 +32,8 @@ static void arange_chunk(void *context, int64_t first, int64_t n, double *a, con
 }
 
 cuflash_status cuflash_tensor_arange(const cuflash_tensor *dst, double start, double step) {
-    CUFLASH_TRY(cuflash_check_output("tensor_arange", "dst", dst));
     progression p = {start, step};
-    return cuflash_map("tensor_arange", dst, NULL, NULL, arange_chunk, &p);
+    return cuflash_map((cuflash_names){"tensor_arange", "dst", NULL, NULL}, dst, NULL, NULL, arange_chunk, &p);
 }
 
 static cuflash_status element_address(const char *fn, const cuflash_tensor *tensor, const int64_t *index, void **address) {
@@ -112,10 +108,7 @@ static cuflash_status check_op(const char *fn, int op, int last) {
 cuflash_status cuflash_tensor_binary(cuflash_binary_op op, const cuflash_tensor *out, const cuflash_tensor *a,
                                      const cuflash_tensor *b) {
     CUFLASH_TRY(check_op("tensor_binary", (int)op, CUFLASH_MINIMUM));
-    CUFLASH_TRY(cuflash_check_output("tensor_binary", "out", out));
-    CUFLASH_TRY(cuflash_check_tensor("tensor_binary", "a", a));
-    CUFLASH_TRY(cuflash_check_tensor("tensor_binary", "b", b));
-    return cuflash_map("tensor_binary", out, a, b, binary_chunk, &op);
+    return cuflash_map((cuflash_names){"tensor_binary", "out", "a", "b"}, out, a, b, binary_chunk, &op);
 }
 
 typedef struct {
@@ -140,11 +133,9 @@ static void scalar_chunk(void *context, int64_t first, int64_t n, double *a, con
 cuflash_status cuflash_tensor_binary_scalar(cuflash_binary_op op, const cuflash_tensor *out, const cuflash_tensor *a, double b,
                                             bool reversed) {
     CUFLASH_TRY(check_op("tensor_binary_scalar", (int)op, CUFLASH_MINIMUM));
-    CUFLASH_TRY(cuflash_check_output("tensor_binary_scalar", "out", out));
-    CUFLASH_TRY(cuflash_check_tensor("tensor_binary_scalar", "a", a));
     scalar_binary work = {.op = op, .reversed = reversed};
     for (int i = 0; i < CUFLASH_CHUNK; i++) work.scalar[i] = b;
-    return cuflash_map("tensor_binary_scalar", out, a, NULL, scalar_chunk, &work);
+    return cuflash_map((cuflash_names){"tensor_binary_scalar", "out", "a", NULL}, out, a, NULL, scalar_chunk, &work);
 }
 
 /* ---- Unary -------------------------------------------------------------------------------------- */
@@ -169,7 +160,5 @@ static void unary_chunk(void *context, int64_t first, int64_t n, double *a, cons
 
 cuflash_status cuflash_tensor_unary(cuflash_unary_op op, const cuflash_tensor *out, const cuflash_tensor *a) {
     CUFLASH_TRY(check_op("tensor_unary", (int)op, CUFLASH_SQRT));
-    CUFLASH_TRY(cuflash_check_output("tensor_unary", "out", out));
-    CUFLASH_TRY(cuflash_check_tensor("tensor_unary", "a", a));
-    return cuflash_map("tensor_unary", out, a, NULL, unary_chunk, &op);
+    return cuflash_map((cuflash_names){"tensor_unary", "out", "a", NULL}, out, a, NULL, unary_chunk, &op);
 }

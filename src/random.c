@@ -59,7 +59,7 @@ static void normal_chunk(void *context, int64_t first, int64_t n, double *a, con
 static cuflash_status run(const char *name, const cuflash_tensor *out, cuflash_generator *generator, double low, double high,
                           cuflash_map_fn fn) {
     fill work = {.generator = *generator, .dtype = out->dtype, .low = low, .high = high};
-    CUFLASH_TRY(cuflash_map(name, out, NULL, NULL, fn, &work));
+    CUFLASH_TRY(cuflash_map((cuflash_names){name, "out", NULL, NULL}, out, NULL, NULL, fn, &work));
     int64_t each = words_per_block(&work, fn == uniform_chunk), numel = cuflash_tensor_numel(out);
     generator->offset += (uint64_t)((numel + each - 1) / each);
     return CUFLASH_SUCCESS;

@@ -114,7 +114,7 @@ cuflash_status cuflash_tensor_reduce(cuflash_reduce_op op, const cuflash_tensor 
         status = cuflash_fail(CUFLASH_INVALID_ARGUMENT,
                               "tensor_reduce: argument 'out': expected memory of its own, got a part of 'a'");
     else
-        status = cuflash_map("tensor_reduce", out, NULL, NULL, reduce_dim_chunk, &work);
+        status = cuflash_map((cuflash_names){"tensor_reduce", "out", NULL, NULL}, out, NULL, NULL, reduce_dim_chunk, &work);
     cuflash_tensor_release(&work.slice);
     return status;
 }

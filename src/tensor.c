@@ -52,15 +52,31 @@ cuflash_status cuflash_check_tensor(const char *fn, const char *arg, const cufla
     return CUFLASH_SUCCESS;
 }
 
+/* A dimension whose stride is shorter than what the smaller ones span, so that elements share memory; -1 if none is. */
+static int colliding_dim(const cuflash_tensor *tensor) {
+    int64_t span = 1; /* of the dimensions taken so far */
+    bool taken[CUFLASH_MAX_DIMS] = {false};
+    for (int n = 0; n < tensor->ndim; n++) {
+        int least = -1;
+        for (int i = 0; i < tensor->ndim; i++)
+            if (!taken[i] && (least < 0 || tensor->stride[i] < tensor->stride[least])) least = i;
+        taken[least] = true;
+        if (tensor->shape[least] == 1) continue;
+        if (tensor->stride[least] < span) return least;
+        span += (tensor->shape[least] - 1) * tensor->stride[least];
+    }
+    return -1;
+}
+
 cuflash_status cuflash_check_output(const char *fn, const char *arg, const cuflash_tensor *tensor) {
     CUFLASH_TRY(cuflash_check_tensor(fn, arg, tensor));
-    for (int i = 0; i < tensor->ndim; i++)
-        if (tensor->shape[i] > 1 && tensor->stride[i] == 0)
-            return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
-                                "%s: argument '%s': dimension %d has stride 0 (an expanded view), so its elements share "
-                                "memory and cannot be written",
-                                fn, arg, i);
-    return CUFLASH_SUCCESS;
+    int dim = colliding_dim(tensor);
+    if (dim < 0) return CUFLASH_SUCCESS;
+    return cuflash_fail(
+        CUFLASH_INVALID_ARGUMENT,
+        "%s: argument '%s': dimension %d has stride %lld, so its elements share memory (as in an expanded view) "
+        "and cannot be written",
+        fn, arg, dim, (long long)tensor->stride[dim]);
 }
 
 bool cuflash_same_shape(const cuflash_tensor *a, const cuflash_tensor *b) {

@@ -7,7 +7,7 @@
 /* Is this a live, well-formed tensor? fn and arg name the function and its argument in the message. */
 cuflash_status cuflash_check_tensor(const char *fn, const char *arg, const cuflash_tensor *tensor);
 
-/* And a fit output: no two of its elements share memory through a stride of 0. */
+/* And a fit output: no two of its elements share memory. */
 cuflash_status cuflash_check_output(const char *fn, const char *arg, const cuflash_tensor *tensor);
 
 bool cuflash_same_shape(const cuflash_tensor *a, const cuflash_tensor *b);

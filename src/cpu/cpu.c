@@ -75,6 +75,15 @@ static int64_t round_up(int64_t x, int64_t to) {
  * number of threads. */
 enum { BACKWARD_UNITS = 16 };
 
+/* A thread that gets less work than this, in multiply-adds, costs more to wake than it saves. */
+static const double WORK_PER_THREAD = 1e6;
+
+static int worthwhile_threads(const cuflash_problem *p, int threads, int64_t units) {
+    double work = (double)(p->batch * p->heads) * (double)p->seq_q * (double)p->seq_k * (double)(p->head_dim + p->head_dim_v);
+    if (threads > 1 + work / WORK_PER_THREAD) threads = 1 + (int)(work / WORK_PER_THREAD);
+    return threads < units ? threads : (int)units;
+}
+
 cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, int threads,
                                      size_t *workspace_bytes) {
     pthread_once(&choose_once, choose);
@@ -90,7 +99,7 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     plan->splits = (BACKWARD_UNITS + plan->pairs - 1) / plan->pairs;
     if (plan->splits > plan->row_blocks) plan->splits = plan->row_blocks;
     plan->units = plan->pairs * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
-    plan->threads = threads < plan->units ? threads : (int)plan->units;
+    plan->threads = worthwhile_threads(p, threads, plan->units);
     plan->scratch_floats = round_up(kernels->scratch_floats(plan, p, pass), 16);
     plan->partial_floats = pass == CUFLASH_FORWARD ? 0 : round_up(p->seq_k * (plan->pad_d + plan->pad_dv), 16);
     int64_t floats = 0, partials = 0;
@@ -104,15 +113,16 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
 
 void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_problem *p, char *text, size_t size) {
     bool split = plan->partial_floats > 0;
+    int64_t each = split ? plan->splits : plan->row_blocks;
     snprintf(text, size,
              "kernel: cpu %s, vectors of %d float32%s\n"
              "tile: %d query rows x %d keys%s\n"
-             "work: %lld units (%lld batch x KV head, %lld %s each) on %d thread%s\n",
+             "work: %lld units (%lld batch x KV head, %lld %s%s each) on %d thread%s\n",
              plan->kernels->name, plan->kernels->vector,
              p->dtype == CUFLASH_FLOAT32 ? "" : ", operands converted as they are read", plan->kernels->block_m,
              plan->kernels->block_n, plan->group > 1 ? ", query heads of a KV head together" : "", (long long)plan->units,
-             (long long)plan->pairs, (long long)(split ? plan->splits : plan->row_blocks), split ? "splits" : "row blocks",
-             plan->threads, plan->threads == 1 ? "" : "s");
+             (long long)plan->pairs, (long long)each, split ? "split" : "row block", each == 1 ? "" : "s", plan->threads,
+             plan->threads == 1 ? "" : "s");
 }
 
 /* ---- Run ---------------------------------------------------------------------------------------- */

@@ -42,7 +42,7 @@ static cuflash_status take(const char *fn, const role *r, int64_t batch) {
     memset(r->operand, 0, sizeof *r->operand);
     const cuflash_tensor *t = r->tensor;
     if (!t && r->optional) return CUFLASH_SUCCESS;
-    CUFLASH_TRY(r->output ? cuflash_check_output(fn, r->name, t) : cuflash_check_tensor(fn, r->name, t));
+    CUFLASH_TRY(cuflash_check_tensor(fn, r->name, t));
     int64_t expected[4] = {batch, r->heads, r->seq, r->dim};
     int ndim = r->dim == NO_DIM ? 3 : 4;
     if (t->ndim != ndim) return shape_mismatch(fn, r, batch);
@@ -53,6 +53,7 @@ static cuflash_status take(const char *fn, const role *r, int64_t batch) {
             CUFLASH_INVALID_ARGUMENT,
             "%s: argument '%s': expected a contiguous last dimension (stride 1), got stride %lld; make a contiguous copy", fn,
             r->name, (long long)t->stride[3]);
+    if (r->output) CUFLASH_TRY(cuflash_check_output(fn, r->name, t));
     *r->operand = (cuflash_operand){t->data, t->dtype, t->stride[0], t->stride[1], t->stride[2]};
     return CUFLASH_SUCCESS;
 }

@@ -58,6 +58,13 @@ end
 local Context = {}
 Context.__index = Context
 
+--- Whether a value is the context of an attention call.
+-- @function is_context
+-- @local
+function attention.is_context(value)
+  return getmetatable(value) == Context
+end
+
 local function alias(name, tensor)
   local out = handle.type()
   native.call(name, C.cuflash_tensor_alias, out, tensor)

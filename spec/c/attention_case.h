@@ -84,7 +84,8 @@ __attribute__((unused)) static void fixture_make(fixture *f, const shape_case *s
     a->struct_size = sizeof *a;
     a->q = &f->t[Q], a->k = &f->t[K], a->v = &f->t[V], a->o = &f->t[O], a->lse = &f->t[LSE];
     a->d_o = &f->t[D_O], a->dq = &f->t[DQ], a->dk = &f->t[DK], a->dv = &f->t[DV];
-    a->flags = (shape->causal ? CUFLASH_CAUSAL : 0u) | (shape->scale != 0 ? CUFLASH_SCALE : 0u);
+    if (shape->causal) a->flags |= CUFLASH_CAUSAL;
+    if (shape->scale != 0) a->flags |= CUFLASH_SCALE;
     a->scale = shape->scale;
     fixture_remember(f);
 }

@@ -81,6 +81,7 @@ local function readline_reader(readline, native, history, completer)
   readline.set_options { histfile = history, keeplines = 2000, completion = true, auto_add = false }
   readline.set_readline_name("cuflash")
   readline.set_complete_function(function(line, from, to)
+    native.rl_completion_append_character = 0 -- readline sets a space before each completion
     local ok, words = pcall(completer, line:sub(1, to), line:sub(from, to))
     return ok and words or {}
   end)
@@ -95,7 +96,6 @@ local function readline_reader(readline, native, history, completer)
       -- the callback interface: while a line is edited Lua is what waits, and Ctrl-C reaches it
       while not done do
         wait_for_input()
-        native.rl_completion_append_character = 0
         readline.read_char()
       end
       return line

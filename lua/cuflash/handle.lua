@@ -13,6 +13,8 @@ handle.type = ffi.typeof "struct { cuflash_tensor handle; }"
 local tensor_type = handle.type
 
 --- Whether a value is a tensor, freed or not.
+-- @param value
+-- @treturn boolean
 -- @function is_tensor
 function handle.is_tensor(value)
   return ffi.istype(tensor_type, value)
@@ -20,6 +22,7 @@ end
 
 --- Whether a tensor was freed.
 -- @function is_freed
+-- @local
 function handle.is_freed(tensor)
   return tensor.handle.data == nil
 end
@@ -29,18 +32,21 @@ local anchors = setmetatable({}, { __mode = "k" })
 
 --- Keeps a Lua value alive for as long as a tensor is.
 -- @function anchor
+-- @local
 function handle.anchor(tensor, value)
   anchors[tensor] = value
 end
 
 --- Lets a view keep alive what its source keeps alive.
 -- @function share_anchor
+-- @local
 function handle.share_anchor(view, source)
   if source.handle.storage == nil then anchors[view] = anchors[source] end
 end
 
 --- The sizes of a tensor as a Lua table.
 -- @function sizes
+-- @local
 function handle.sizes(tensor)
   local h, sizes = tensor.handle, {}
   for i = 1, h.ndim do sizes[i] = tonumber(h.shape[i - 1]) end
@@ -49,6 +55,7 @@ end
 
 --- Sizes in words: "[2 x 8 x 128 x 64]".
 -- @function shape_text
+-- @local
 function handle.shape_text(sizes)
   local text = {}
   for i = 1, #sizes do text[i] = tostring(sizes[i]) end

@@ -13,7 +13,7 @@ local WIDTH = 96
 local SOURCES = {
   { "create", "new tensors" }, { "random", "new tensors" }, { "borrow", "new tensors" },
   { "tensor", "tensors" }, { "views", "tensors" }, { "copies", "tensors" }, { "arithmetic", "tensors" },
-  { "index", "tensors" },
+  { "index", "tensors" }, { "handle", "tensors" },
   { "attention", "attention" }, { "reference", "attention" },
   { "compare", "checks" }, { "gradcheck", "checks" },
   { "npy", "files" }, { "safetensors", "files" },
@@ -77,7 +77,9 @@ local function topic_of(block)
   for _, tag in ipairs(block.tags) do
     if tag.name == "local" then return nil end
     if tag.name == "function" then name = tag.text:match("%S+") end
-    if tag.name:find("^tparam") then
+    if tag.name == "param" then
+      parameters[#parameters + 1] = { name = tag.text:match("%S+"), text = "", kind = "any value" }
+    elseif tag.name:find("^tparam") then
       local rest = tag.text:gsub("^%b{}%s*", "table ")
       local _, parameter, what = rest:match("^(%S+)%s+(%S+)%s*(.*)$")
       parameters[#parameters + 1] = { name = parameter, text = what, optional = tag.name:find("%[opt") ~= nil,

@@ -20,18 +20,20 @@ describe("a tensor as text", function()
   5  6
   7  8
 [cf.Tensor float32 2x2x2 cpu] ]] },
-    { "a long row, continued", cf.arange(30), [[
-   1   2   3   4   5   6   7   8   9  10  11  12  13  14  15  16  17  18  19  20  21  22  23  24  25
-  26  27  28  29  30
-[cf.Tensor float32 30 cpu] ]] },
-    { "wide matrices in blocks of columns", cf.arange(60):view { 2, 30 }, [[
-columns 1 to 25
-   1   2   3   4   5   6   7   8   9  10  11  12  13  14  15  16  17  18  19  20  21  22  23  24  25
-  31  32  33  34  35  36  37  38  39  40  41  42  43  44  45  46  47  48  49  50  51  52  53  54  55
-columns 26 to 30
-  26  27  28  29  30
-  56  57  58  59  60
-[cf.Tensor float32 2x30 cpu] ]] },
+    { "a long row, continued", cf.arange(32), [[
+   1   2   3   4   5   6   7   8   9  10  11  12  13  14  15  16  17  18  19  20  21  22  23  24  25  26  27  28  29  30
+  31  32
+[cf.Tensor float32 32 cpu] ]] },
+    { "wide matrices in blocks of columns", cf.arange(64):view { 2, 32 }, [[
+columns 1 to 30
+   1   2   3   4   5   6   7   8   9  10  11  12  13  14  15  16  17  18  19  20  21  22  23  24  25  26  27  28  29  30
+  33  34  35  36  37  38  39  40  41  42  43  44  45  46  47  48  49  50  51  52  53  54  55  56  57  58  59  60  61  62
+columns 31 to 32
+  31  32
+  63  64
+[cf.Tensor float32 2x32 cpu] ]] },
+    { "eight columns of any width in one block", -cf.full({ 1, 8 }, 1.23456e-5, { dtype = "f64" }), "  "
+      .. ("-1.23456e-05  "):rep(7) .. "-1.23456e-05\n[cf.Tensor float64 1x8 cpu]" },
     { "the ends of more than a thousand elements", cf.arange(1001), [[
      1     2     3  ...   999  1000  1001
 [cf.Tensor float32 1001 cpu] ]] },

@@ -14,7 +14,7 @@ local C = native.C
 local ALL = 1000   -- up to so many elements every value is shown,
 local EDGE = 3     -- beyond that so many at either end of a dimension
 local CROWD = 2000 -- fewer, down to one, where even those would be more than this
-local WIDTH = 100  -- of a line
+local WIDTH = 120  -- of a line: eight columns of any width fit
 local GAP = "..."  -- what stands for values left out
 
 -- Which indices of each dimension to show (counted from 0); `false` stands for those left out.
@@ -94,7 +94,7 @@ local function add_table(lines, rows, width, labelled)
   for first = 1, columns, per_block do
     local last = math.min(first + per_block - 1, columns)
     if labelled and columns > per_block then
-      lines[#lines + 1] = ("columns %d to %d"):format(first, last)
+      lines[#lines + 1] = first < last and ("columns %d to %d"):format(first, last) or ("column %d"):format(first)
     end
     for _, row in ipairs(rows) do
       if row.gap then

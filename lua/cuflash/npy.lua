@@ -61,7 +61,8 @@ function npy.save(path, tensor)
     return files.write(file, source.handle.data, bytes)
   end)
   if not rawequal(source, tensor) then source:free() end
-  return ok, message
+  if ok then return true end
+  return nil, message
 end
 
 -- Python's literal of the header: the fields descr, fortran_order and shape.

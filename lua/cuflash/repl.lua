@@ -90,7 +90,8 @@ function repl.compile(text, name)
   local expression = text:gsub("^%s*=", "")
   if load("return " .. expression, name, "t") then
     -- as the arguments of a call, so that no tail call takes this chunk out of an error's position
-    local chunk = load("return (...)(" .. expression .. "\n)", name, "t")
+    local close = expression:find("--", 1, true) and "\n)" or ")"
+    local chunk = load("return (...)(" .. expression .. close, name, "t")
     if chunk then
       jit.off(chunk, true)
       return function() return chunk(function(...) return ... end) end
@@ -163,6 +164,13 @@ local function turn(reader, interactive)
       if interactive then reader.remember(line) end
       print(help.text(line:match("^%s*%?%s*(.-)%s*$")))
       return true
+    end
+    local word = not text and line:match("^%s*(%a+)[%s()]*$")
+    if word == "help" and rawget(_G, "help") == nil then
+      print(help.text())
+      return true
+    elseif (word == "exit" or word == "quit") and rawget(_G, word) == nil then
+      return "end"
     end
     text = text and text .. "\n" .. line or line
     if not text:find("%S") then return true end

@@ -15,5 +15,7 @@ install(EXPORT cuflash-targets NAMESPACE cuflash:: DESTINATION ${package_dir})
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/cuflash-config.cmake ${CMAKE_CURRENT_BINARY_DIR}/cuflash-config-version.cmake
   DESTINATION ${package_dir})
 
+# Relative to where the file lies, so that `cmake --install --prefix` and moved trees work.
+file(RELATIVE_PATH cuflash_pc_to_prefix /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
 configure_file(cmake/cuflash.pc.in cuflash.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/cuflash.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

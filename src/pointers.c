@@ -50,7 +50,8 @@ static cuflash_status run(const call *c, const void *const data[ARRAYS]) {
     const int64_t shape[] = {c->batch_size, c->num_heads, c->seq_len, c->head_dim};
     cuflash_tensor t[ARRAYS];
     for (int i = 0; i < count; i++)
-        CUFLASH_TRY(cuflash_tensor_borrow(&t[i], (void *)(uintptr_t)data[i], c->dtype, device, i == L ? 3 : 4, shape, NULL));
+        CUFLASH_TRY(cuflash_borrow_argument(c->fn, names[i], &t[i], (void *)(uintptr_t)data[i], c->dtype, device,
+                                            i == L ? 3 : 4, shape, NULL));
     cuflash_attention attention = {
         .struct_size = sizeof attention, .q = &t[Q], .k = &t[K], .v = &t[V], .o = &t[O], .lse = &t[L]};
     attention.flags = CUFLASH_SCALE | (c->causal ? CUFLASH_CAUSAL : 0);

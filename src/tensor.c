@@ -139,10 +139,10 @@ static cuflash_status describe(const char *fn, cuflash_tensor *t, cuflash_dtype 
     for (int i = ndim - 1; i >= 0; i--) {
         t->shape[i] = shape[i];
         t->stride[i] = strides ? strides[i] : count;
-        if (t->stride[i] < 0)
+        if (strides && strides[i] < 0)
             return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
                                 "%s: argument 'strides': expected at least 0 in dimension %d, got %lld", fn, i,
-                                (long long)t->stride[i]);
+                                (long long)strides[i]);
         int64_t reach;
         fits = fits && !__builtin_mul_overflow(count, shape[i], &count) &&
                !__builtin_mul_overflow(shape[i] - 1, t->stride[i], &reach) && !__builtin_add_overflow(last, reach, &last);
@@ -170,19 +170,24 @@ cuflash_status cuflash_tensor_empty(cuflash_tensor *out, cuflash_dtype dtype, in
     return CUFLASH_SUCCESS;
 }
 
-cuflash_status cuflash_tensor_borrow(cuflash_tensor *out, void *data, cuflash_dtype dtype, int device, int ndim,
-                                     const int64_t *shape, const int64_t *strides) {
-    CUFLASH_TRY(need_out("tensor_borrow", out));
-    if (!data) return cuflash_fail(CUFLASH_NULL_POINTER, "tensor_borrow: argument 'data': expected a pointer, got NULL");
+cuflash_status cuflash_borrow_argument(const char *fn, const char *arg, cuflash_tensor *out, void *data, cuflash_dtype dtype,
+                                       int device, int ndim, const int64_t *shape, const int64_t *strides) {
+    if (!data) return cuflash_fail(CUFLASH_NULL_POINTER, "%s: argument '%s': expected a pointer, got NULL", fn, arg);
     cuflash_tensor t;
-    CUFLASH_TRY(describe("tensor_borrow", &t, dtype, device, ndim, shape, strides));
+    CUFLASH_TRY(describe(fn, &t, dtype, device, ndim, shape, strides));
     if ((uintptr_t)data % cuflash_dtype_size(dtype) != 0)
         return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
-                            "tensor_borrow: argument 'data': expected an address that is a multiple of %zu (%s), got %p",
+                            "%s: argument '%s': expected an address that is a multiple of %zu (%s), got %p", fn, arg,
                             cuflash_dtype_size(dtype), cuflash_dtype_name(dtype), data);
     t.data = data;
     *out = t;
     return CUFLASH_SUCCESS;
+}
+
+cuflash_status cuflash_tensor_borrow(cuflash_tensor *out, void *data, cuflash_dtype dtype, int device, int ndim,
+                                     const int64_t *shape, const int64_t *strides) {
+    CUFLASH_TRY(need_out("tensor_borrow", out));
+    return cuflash_borrow_argument("tensor_borrow", "data", out, data, dtype, device, ndim, shape, strides);
 }
 
 void cuflash_tensor_release(cuflash_tensor *tensor) {
@@ -315,7 +320,7 @@ cuflash_status cuflash_tensor_view(cuflash_tensor *out, const cuflash_tensor *sr
             fits = fits && !__builtin_mul_overflow(known, shape[i], &known);
         }
     }
-    if (open >= 0) sizes[open] = numel / known;
+    if (open >= 0 && fits) sizes[open] = numel / known;
     if (!fits || (open >= 0 ? numel % known != 0 : numel != known))
         return cuflash_fail(
             CUFLASH_DIMENSION_MISMATCH, "tensor_view: argument 'shape': %s does not hold the %lld elements of %s",

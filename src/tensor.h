@@ -10,6 +10,10 @@ cuflash_status cuflash_check_tensor(const char *fn, const char *arg, const cufla
 /* And a fit output: no two of its elements share memory. */
 cuflash_status cuflash_check_output(const char *fn, const char *arg, const cuflash_tensor *tensor);
 
+/* cuflash_tensor_borrow for an argument of another function, which messages then name. */
+cuflash_status cuflash_borrow_argument(const char *fn, const char *arg, cuflash_tensor *out, void *data, cuflash_dtype dtype,
+                                       int device, int ndim, const int64_t *shape, const int64_t *strides);
+
 bool cuflash_same_shape(const cuflash_tensor *a, const cuflash_tensor *b);
 
 /* "[2 x 8 x 128 x 64]"; returns buffer. */

@@ -14,6 +14,7 @@
  *
  * Scores are differences before they are scaled: p = 2^((s - m) c), c = |scale| log2 e, with the sign of scale in Q.
  * Near the maximum the difference is exact, so logits of any size lose nothing. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -221,6 +222,12 @@ static float logit_scale(const cuflash_problem *p) {
     return p->scale == 0 ? 1 : fabsf(p->scale);
 }
 
+/* c: times this, a score is an exponent of 2. */
+static float exponent_scale(const cuflash_problem *p) {
+    float c = logit_scale(p) * LOG2E;
+    return c < FLT_MAX ? c : FLT_MAX; /* 0 * c must stay 0 */
+}
+
 static float query_factor(const cuflash_problem *p) {
     return p->scale > 0 ? 1 : p->scale < 0 ? -1 : 0;
 }
@@ -279,7 +286,7 @@ static int64_t tile_size(const row_block *block, int64_t first) {
 
 /* max and sum of the block's rows and, if asked for, the output, not yet divided by sum. Needs q_lanes. */
 static void attend(const cuflash_problem *p, const row_block *block, const scratch *w, int with_output, unsigned ticket) {
-    float c = logit_scale(p) * LOG2E;
+    float c = exponent_scale(p);
     for (int64_t r = 0; r < block->lanes; r++) w->max[r] = -INFINITY, w->sum[r] = 0;
     for (int64_t first = 0; first < block->keys; first += BLOCK_N) {
         if (cuflash_interrupted(ticket)) return;
@@ -331,32 +338,31 @@ static void forward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int6
 /* A float32 log-sum-exp beyond this is too coarse: exp(s - lse) would be off by |lse| 2^-24. */
 static const float LARGEST_LSE = 32;
 
-static int load_lse(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, float *lse) {
-    if (!p->lse.data || p->lse.dtype != CUFLASH_FLOAT32) return 0;
-    for (int64_t r = 0; r < block->rows; r++) {
-        memcpy(lse + r, row_address(plan, block, &p->lse, r), sizeof *lse);
-        if (fabsf(lse[r]) > LARGEST_LSE && !isinf(lse[r])) return 0;
-    }
-    return 1;
+static int is_fine(float lse) {
+    return !(fabsf(lse) > LARGEST_LSE) || isinf(lse);
 }
 
 /* max and shift of every row, so that its probabilities are 2^((s - max) c + shift): from the log-sum-exp where that
- * will do, computed anew otherwise. Rows that see nothing get shift -inf, and so probabilities 0. */
+ * will do, computed anew otherwise. Which of the two is each row's own affair: it must not depend on what its neighbours
+ * see. Rows that see nothing get shift -inf, and so probabilities 0. */
 static void load_softmax(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
                          unsigned ticket) {
-    if (load_lse(plan, p, block, w->shift)) {
-        for (int64_t r = 0; r < block->rows; r++) {
-            w->max[r] = 0;
-            w->shift[r] = w->shift[r] == -INFINITY ? -INFINITY : -w->shift[r] * LOG2E;
-        }
-    } else {
-        attend(p, block, w, 0, ticket);
-        for (int64_t r = 0; r < block->rows; r++) {
+    int given = p->lse.data && p->lse.dtype == CUFLASH_FLOAT32, enough = given;
+    float lse[BLOCK_M];
+    for (int64_t r = 0; r < block->rows && given; r++) {
+        memcpy(lse + r, row_address(plan, block, &p->lse, r), sizeof *lse);
+        enough = enough && is_fine(lse[r]);
+    }
+    if (!enough) attend(p, block, w, 0, ticket);
+    for (int64_t r = 0; r < block->lanes; r++) {
+        if (r < block->rows && !(given && is_fine(lse[r]))) {
             w->shift[r] = sees_nothing(w, r) ? -INFINITY : -log2f(w->sum[r]);
             if (sees_nothing(w, r)) w->max[r] = 0;
+        } else {
+            w->max[r] = 0;
+            w->shift[r] = r >= block->rows || lse[r] == -INFINITY ? -INFINITY : -lse[r] * LOG2E;
         }
     }
-    for (int64_t r = block->rows; r < block->lanes; r++) w->max[r] = 0, w->shift[r] = -INFINITY;
 }
 
 /* delta = sum of dO * O, for every row */
@@ -397,7 +403,7 @@ static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p
     int masked = first + count > block->shared;
     score_tile(p, block, first, count, k, w);
     gemm(count, block->lanes, p->head_dim_v, v.data, v.stride, 1, w->d_o_lanes, BLOCK_M, w->ds, BLOCK_M, 0);
-    gradient_tile(block, count, logit_scale(p) * LOG2E, w);
+    gradient_tile(block, count, exponent_scale(p), w);
     if (masked) { /* P is 0 where dP may be anything */
         mask_tile(block, first, count, 0, w->s);
         mask_tile(block, first, count, 0, w->ds);

@@ -152,6 +152,19 @@ describe("attention from Lua", function()
     end)
   end
 
+  it("gives its outputs back at once when it is refused", function()
+    local _, ctx = cf.attention(q, k, v)
+    local short = v:narrow(3, 1, 5)
+    helper.live_storages()
+    collectgarbage("stop") -- not even the collector is needed
+    local before = cf.memory_stats().live_storages
+    pcall(cf.attention, q, k, short)
+    pcall(ctx.backward, ctx, q)
+    local after = cf.memory_stats().live_storages
+    collectgarbage("restart")
+    assert.are.equal(before, after)
+  end)
+
   it("refuses a wrong gradient", function()
     local o, ctx = cf.attention(q, k, v)
     local before = helper.live_storages()

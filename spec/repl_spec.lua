@@ -220,6 +220,7 @@ describe("the REPL on a terminal", function()
 
     it("interrupts a loop and a long native call, " .. kind, function()
       local output = session({ "wait > $", "while true do end\\r", "sleep 0.5", "\\x03", "wait interrupted!.*> $",
+        "(function() while true do end end)()\\r", "sleep 0.5", "\\x03", "wait interrupted!.*> $",
         "q = cf.zeros{1, 64, 32768, 64}\\r", "wait > $", "print('go'); cf.attention(q, q, q)\\r", "wait \\ngo", "sleep 0.5", "\\x03",
         "wait attention: interrupted.*> $", "'alive'\\r", "wait \\nalive\\r?\\n.*> $", "\\x04" }, extra)
       assert.truthy(output:find("\nexit 0\n", 1, true), output)

@@ -56,7 +56,9 @@ local function numbers(options, key)
   local items = list(options[key])
   for i, item in ipairs(items) do
     items[i] = tonumber(item)
-    if not items[i] or items[i] < 1 or items[i] % 1 ~= 0 then fail("--%s: expected positive whole numbers, got '%s'", key, item) end
+    if not items[i] or items[i] < 1 or items[i] % 1 ~= 0 then
+      fail("--%s: expected positive whole numbers, got '%s'", key, item)
+    end
   end
   return items
 end

@@ -307,6 +307,10 @@ static int sees_nothing(const scratch *w, int64_t r) {
     return w->max[r] == -INFINITY && w->sum[r] == 0;
 }
 
+static void clear_lane(float *lanes, int64_t dim, int64_t r) {
+    for (int64_t d = 0; d < dim; d++) lanes[d * BLOCK_M + r] = 0;
+}
+
 static void store_lse(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w) {
     for (int64_t r = 0; r < block->rows; r++) {
         float lse = (float)((double)w->max[r] * (double)logit_scale(p) + log((double)w->sum[r]));
@@ -326,7 +330,7 @@ static void forward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int6
     if (p->lse.data) store_lse(plan, p, &block, &w);
     for (int64_t r = 0; r < block.rows; r++) {
         if (sees_nothing(&w, r))
-            for (int64_t d = 0; d < p->head_dim_v; d++) w.o_lanes[d * BLOCK_M + r] = 0;
+            clear_lane(w.o_lanes, p->head_dim_v, r);
         else
             w.sum[r] = 1 / w.sum[r];
     }
@@ -454,7 +458,10 @@ static void backward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int
             backward_tile(plan, p, &block, first, tile_size(&block, first), finite, &w, dk, dv);
         }
         if (!p->dq.data) continue;
-        for (int64_t r = 0; r < block.rows; r++) w.delta[r] = p->scale;
+        for (int64_t r = 0; r < block.rows; r++) {
+            w.delta[r] = p->scale;
+            if (w.shift[r] == -INFINITY) clear_lane(w.dq_lanes, p->head_dim, r);
+        }
         store_lanes(plan, &block, &p->dq, p->head_dim, w.dq_lanes, w.delta);
     }
 }

@@ -44,24 +44,28 @@ static bool compare(const char *name, const cuflash_tensor *got, const cuflash_t
     cuflash_close_report report;
     check(cuflash_tensor_compare(got, exact, 0, 0, false, &report));
     bool good = report.rel_norm <= 0x1p-7;
-    printf("  %-2s  relative error %.2e, largest difference %.2e  %s\n", name, report.rel_norm, report.max_abs, good ? "ok" : "TOO MUCH");
+    printf("  %-2s  relative error %.2e, largest difference %.2e  %s\n", name, report.rel_norm, report.max_abs,
+           good ? "ok" : "TOO MUCH");
     return good;
 }
 
 int main(void) {
     cuflash_generator generator = {.seed = 42};
-    cuflash_tensor q = make_random(HEADS, &generator), k = make_random(HEADS_KV, &generator), v = make_random(HEADS_KV, &generator);
+    cuflash_tensor q = make_random(HEADS, &generator), k = make_random(HEADS_KV, &generator),
+                   v = make_random(HEADS_KV, &generator);
     cuflash_tensor d_o = make_random(HEADS, &generator);
     cuflash_tensor o = make(HEADS), dq = make(HEADS), dk = make(HEADS_KV), dv = make(HEADS_KV), lse;
     check(cuflash_tensor_empty(&lse, CUFLASH_FLOAT32, CUFLASH_CPU, 3, (const int64_t[]){BATCH, HEADS, SEQ}));
 
     /* One struct describes the problem; what is not set is zero, and means the default. */
+    // clang-format off
     cuflash_attention attention = {
         .struct_size = sizeof attention,
         .q = &q, .k = &k, .v = &v, .o = &o, .lse = &lse,
         .d_o = &d_o, .dq = &dq, .dk = &dk, .dv = &dv,
         .flags = CUFLASH_CAUSAL,
     };
+    // clang-format on
     char plan[1024];
     check(cuflash_attention_plan(&attention, CUFLASH_FORWARD, plan, sizeof plan));
     printf("cuflash %s will run\n%s\n", cuflash_version(), plan);
@@ -85,12 +89,14 @@ int main(void) {
 
     /* A mistake is an answer, not a crash: */
     attention.k = &q;
-    if (cuflash_attention_forward(&attention) != CUFLASH_SUCCESS) printf("\na mistake reads like this:\n  %s\n", cuflash_last_error());
+    if (cuflash_attention_forward(&attention) != CUFLASH_SUCCESS)
+        printf("\na mistake reads like this:\n  %s\n", cuflash_last_error());
 
     cuflash_tensor *all[] = {&q, &k, &v, &d_o, &o, &dq, &dk, &dv, &lse, &exact_o, &exact_dq, &exact_dk, &exact_dv};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) cuflash_tensor_release(all[i]);
     cuflash_memory_stats stats;
     check(cuflash_memory_get_stats(CUFLASH_CPU, &stats));
-    printf("\n%.1f MiB were held at most; %lld bytes are now\n", (double)stats.peak_bytes / (1 << 20), (long long)stats.live_bytes);
+    printf("\n%.1f MiB were held at most; %lld bytes are now\n", (double)stats.peak_bytes / (1 << 20),
+           (long long)stats.live_bytes);
     return good ? 0 : 1;
 }

@@ -30,8 +30,8 @@ void check(cuflash::FlashAttentionError err) {
 }
 
 void forward(const Array &Q, const Array &K, const Array &V, Array &O, Array &L) {
-    auto err = cuflash::flash_attention_forward(Q.data(), K.data(), V.data(), O.data(), L.data(), batch_size, num_heads, seq_len,
-                                                head_dim, scale, causal);
+    auto err = cuflash::flash_attention_forward(Q.data(), K.data(), V.data(), O.data(), L.data(), batch_size, num_heads,
+                                                seq_len, head_dim, scale, causal);
     check(err);
 }
 

@@ -71,7 +71,8 @@ __attribute__((unused)) static void fixture_remember(fixture *f) {
 }
 
 /* q, k, v and d_o random normal; the rest NaN. */
-__attribute__((unused)) static void fixture_make(fixture *f, const shape_case *shape, cuflash_dtype dtype, layout how, uint64_t seed) {
+__attribute__((unused)) static void fixture_make(fixture *f, const shape_case *shape, cuflash_dtype dtype, layout how,
+                                                 uint64_t seed) {
     memset(f, 0, sizeof *f);
     f->shape = *shape;
     f->dtype = dtype;
@@ -210,7 +211,8 @@ __attribute__((unused)) static void answer_naive(answer *r, const fixture *f) {
                     for (int64_t x = 0; x < dv; x++) dp += d_o[x] * v[x];
                     double ds = ROUND(p[j] * (ROUND(dp) - delta));
                     for (int64_t x = 0; x < dv; x++) row_at(&r->t[DV], b, kv, j)[x] += p[j] * d_o[x];
-                    for (int64_t x = 0; x < d; x++) row_at(&r->t[DK], b, kv, j)[x] += scale * ds * q[x], dq[x] += scale * ds * k[x];
+                    for (int64_t x = 0; x < d; x++)
+                        row_at(&r->t[DK], b, kv, j)[x] += scale * ds * q[x], dq[x] += scale * ds * k[x];
                 }
             }
     for (int t = DQ; t <= DV; t++)
@@ -236,11 +238,15 @@ __attribute__((unused)) static void check_close(const fixture *f, int tensor, co
     if (f->dtype == CUFLASH_FLOAT32) {
         double bound = gradient ? 5e-6 : 2e-6;
         bool vanishes = f->shape.seq_k == 1 && (tensor == DQ || tensor == DK); /* a weight of 1 has no gradient */
-        if (vanishes) CHECK_F(ours.max_abs <= 1e-5, "'%s': expected nothing but rounding, got %.3g", TENSOR_NAMES[tensor], ours.max_abs);
-        else CHECK_F(ours.rel_norm <= bound, "'%s': relative error %.3g, bound %.3g", TENSOR_NAMES[tensor], ours.rel_norm, bound);
+        if (vanishes)
+            CHECK_F(ours.max_abs <= 1e-5, "'%s': expected nothing but rounding, got %.3g", TENSOR_NAMES[tensor], ours.max_abs);
+        else
+            CHECK_F(ours.rel_norm <= bound, "'%s': relative error %.3g, bound %.3g", TENSOR_NAMES[tensor], ours.rel_norm,
+                    bound);
     } else {
         double theirs = distance(&naive->t[tensor], &right->t[tensor]).max_abs, bound = (gradient ? 3 : 2) * theirs + 1e-5;
-        CHECK_F(ours.max_abs <= bound, "'%s': error %.3g, bound %.3g (naive %.3g)", TENSOR_NAMES[tensor], ours.max_abs, bound, theirs);
+        CHECK_F(ours.max_abs <= bound, "'%s': error %.3g, bound %.3g (naive %.3g)", TENSOR_NAMES[tensor], ours.max_abs, bound,
+                theirs);
     }
 }
 

@@ -73,17 +73,17 @@ __attribute__((unused)) static bool check_status(int got, int expected, const ch
 #define CHECK_FAILS(status, words, call) check_status((call), status, words, __FILE__, __LINE__, #call)
 
 /* |got - expected| <= bound; NaN fails. */
-#define CHECK_NEAR(got, expected, bound)                                                               \
-    do {                                                                                               \
-        double got_ = (got), expected_ = (expected), bound_ = (bound);                                 \
-        check_that(fabs(got_ - expected_) <= bound_, __FILE__, __LINE__, "%s: expected %.17g within %.3g, got %.17g", #got, \
-                   expected_, bound_, got_);                                                           \
+#define CHECK_NEAR(got, expected, bound)                                                                                       \
+    do {                                                                                                                       \
+        double got_ = (got), expected_ = (expected), bound_ = (bound);                                                         \
+        check_that(fabs(got_ - expected_) <= bound_, __FILE__, __LINE__, "%s: expected %.17g within %.3g, got %.17g", #got,    \
+                   expected_, bound_, got_);                                                                                   \
     } while (0)
 
 /* What nothing can go on without. */
-#define REQUIRE_OK(call)                                                                               \
-    do {                                                                                               \
-        if (!CHECK_OK(call)) exit(1);                                                                  \
+#define REQUIRE_OK(call)                                                                                                       \
+    do {                                                                                                                       \
+        if (!CHECK_OK(call)) exit(1);                                                                                          \
     } while (0)
 
 /* Bytes that storages hold now. */

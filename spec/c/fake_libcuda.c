@@ -2,7 +2,7 @@
  * the driver's name and says which addresses belong to a device. */
 #include <stddef.h>
 
-enum { MEMORY_TYPE = 2, DEVICE_ORDINAL = 9 };       /* CUpointer_attribute */
+enum { MEMORY_TYPE = 2, DEVICE_ORDINAL = 9 };        /* CUpointer_attribute */
 enum { MEMORYTYPE_HOST = 1, MEMORYTYPE_DEVICE = 2 }; /* CUmemorytype */
 enum { SUCCESS = 0, INVALID_VALUE = 1 };             /* CUresult */
 
@@ -25,8 +25,11 @@ __attribute__((visibility("default"))) int fake_calls(void) {
 __attribute__((visibility("default"))) int cuPointerGetAttribute(void *data, int attribute, unsigned long long pointer) {
     calls++;
     if (pointer < first || pointer >= first + bytes) return INVALID_VALUE;
-    if (attribute == MEMORY_TYPE) *(unsigned *)data = MEMORYTYPE_DEVICE;
-    else if (attribute == DEVICE_ORDINAL) *(int *)data = device;
-    else return INVALID_VALUE;
+    if (attribute == MEMORY_TYPE)
+        *(unsigned *)data = MEMORYTYPE_DEVICE;
+    else if (attribute == DEVICE_ORDINAL)
+        *(int *)data = device;
+    else
+        return INVALID_VALUE;
     return SUCCESS;
 }

@@ -14,9 +14,13 @@ namespace {
 
 // A fixture that frees itself.
 struct Problem : fixture {
-    Problem(const shape_case &shape, cuflash_dtype dtype, layout how, std::uint64_t seed) { fixture_make(this, &shape, dtype, how, seed); }
+    Problem(const shape_case &shape, cuflash_dtype dtype, layout how, std::uint64_t seed) {
+        fixture_make(this, &shape, dtype, how, seed);
+    }
     Problem(const Problem &) = delete;
-    ~Problem() { fixture_free(this); }
+    ~Problem() {
+        fixture_free(this);
+    }
     void run(bool backward = true) {
         RC_ASSERT(cuflash_attention_forward(&a) == CUFLASH_SUCCESS);
         if (backward) RC_ASSERT(cuflash_attention_backward(&a) == CUFLASH_SUCCESS);
@@ -25,13 +29,15 @@ struct Problem : fixture {
     std::vector<double> values(int tensor) const {
         std::vector<double> x(static_cast<std::size_t>(cuflash_tensor_numel(&t[tensor])));
         cuflash_tensor view;
-        REQUIRE_OK(cuflash_tensor_borrow(&view, x.data(), CUFLASH_FLOAT64, CUFLASH_CPU, t[tensor].ndim, t[tensor].shape, nullptr));
+        REQUIRE_OK(
+            cuflash_tensor_borrow(&view, x.data(), CUFLASH_FLOAT64, CUFLASH_CPU, t[tensor].ndim, t[tensor].shape, nullptr));
         REQUIRE_OK(cuflash_tensor_copy(&view, &t[tensor]));
         return x;
     }
     void assign(int tensor, std::vector<double> x) {
         cuflash_tensor view;
-        REQUIRE_OK(cuflash_tensor_borrow(&view, x.data(), CUFLASH_FLOAT64, CUFLASH_CPU, t[tensor].ndim, t[tensor].shape, nullptr));
+        REQUIRE_OK(
+            cuflash_tensor_borrow(&view, x.data(), CUFLASH_FLOAT64, CUFLASH_CPU, t[tensor].ndim, t[tensor].shape, nullptr));
         REQUIRE_OK(cuflash_tensor_copy(&t[tensor], &view));
     }
 };
@@ -84,10 +90,12 @@ void agrees_with_reference() {
         answer right, naive;
         answer_right(&right, &p);
         answer_naive(&naive, &p);
-        for (int t : {static_cast<int>(O), static_cast<int>(DQ), static_cast<int>(DK), static_cast<int>(DV)}) check_close(&p, t, &right, &naive);
+        for (int t : {static_cast<int>(O), static_cast<int>(DQ), static_cast<int>(DK), static_cast<int>(DV)})
+            check_close(&p, t, &right, &naive);
         check_lse(&p, &right);
         for (int t = 0; t < TENSORS; t++) CHECK(guards_intact(&p, t));
-        for (int t : {static_cast<int>(Q), static_cast<int>(K), static_cast<int>(V), static_cast<int>(D_O)}) CHECK(unchanged(&p, t));
+        for (int t : {static_cast<int>(Q), static_cast<int>(K), static_cast<int>(V), static_cast<int>(D_O)})
+            CHECK(unchanged(&p, t));
         answer_free(&right);
         answer_free(&naive);
     });
@@ -137,7 +145,8 @@ void batch_independence() {
         auto first = x.begin() + static_cast<std::ptrdiff_t>(each) * chosen;
         return std::vector<double>(first, first + static_cast<std::ptrdiff_t>(each));
     };
-    for (int tensor : {static_cast<int>(Q), static_cast<int>(K), static_cast<int>(V), static_cast<int>(D_O)}) part.assign(tensor, slice(tensor));
+    for (int tensor : {static_cast<int>(Q), static_cast<int>(K), static_cast<int>(V), static_cast<int>(D_O)})
+        part.assign(tensor, slice(tensor));
     part.run(false);
     RC_ASSERT(part.values(O) == slice(O));
     RC_ASSERT(part.values(LSE) == slice(LSE));
@@ -147,16 +156,19 @@ void batch_independence() {
 void batch_elements_do_not_leak() {
     Drawn d = draw();
     Problem p(d.shape, d.dtype, d.how, d.seed), other(d.shape, d.dtype, d.how, d.seed + 1);
-    std::size_t batch = static_cast<std::size_t>(d.shape.batch), chosen = static_cast<std::size_t>(between(0, static_cast<int>(batch) - 1));
+    std::size_t batch = static_cast<std::size_t>(d.shape.batch),
+                chosen = static_cast<std::size_t>(between(0, static_cast<int>(batch) - 1));
     for (int tensor : {static_cast<int>(Q), static_cast<int>(K), static_cast<int>(V), static_cast<int>(D_O)}) {
         std::vector<double> x = p.values(tensor), y = other.values(tensor);
         std::size_t each = x.size() / batch;
-        std::copy_n(x.begin() + static_cast<std::ptrdiff_t>(chosen * each), each, y.begin() + static_cast<std::ptrdiff_t>(chosen * each));
+        std::copy_n(x.begin() + static_cast<std::ptrdiff_t>(chosen * each), each,
+                    y.begin() + static_cast<std::ptrdiff_t>(chosen * each));
         other.assign(tensor, y);
     }
     p.run();
     other.run();
-    for (int tensor : {static_cast<int>(O), static_cast<int>(LSE), static_cast<int>(DQ), static_cast<int>(DK), static_cast<int>(DV)}) {
+    for (int tensor :
+         {static_cast<int>(O), static_cast<int>(LSE), static_cast<int>(DQ), static_cast<int>(DK), static_cast<int>(DV)}) {
         std::vector<double> x = p.values(tensor), y = other.values(tensor);
         std::size_t each = x.size() / batch;
         for (std::size_t i = chosen * each; i < (chosen + 1) * each; i++) RC_ASSERT(x[i] == y[i]);
@@ -228,7 +240,8 @@ void backward_is_linear() {
 } // namespace
 
 int main() {
-    setenv("RC_PARAMS", "seed=1 max_success=60", 0); // the same cases each time; RC_PARAMS="seed=... max_success=..." for others
+    setenv("RC_PARAMS", "seed=1 max_success=60",
+           0); // the same cases each time; RC_PARAMS="seed=... max_success=..." for others
     bool ok = rc::check("results agree with the reference", agrees_with_reference);
     ok = rc::check("permuting keys and values together changes nothing", permutation_invariance) && ok;
     ok = rc::check("a batch element alone gives the bits it gives in the batch", batch_independence) && ok;

@@ -20,10 +20,10 @@ static void name_case(const shape_case *s, cuflash_dtype dtype, layout how) {
 static void test_results(void) {
     static const shape_case shapes[] = {
         /* batch, heads, heads_kv, seq_q, seq_k, head_dim, head_dim_v, causal, scale */
-        {1, 1, 1, 1, 1, 1, 1, false, 0},      {1, 2, 2, 1, 200, 32, 32, false, 0},  {2, 3, 3, 65, 97, 40, 40, false, 0},
-        {1, 2, 1, 63, 96, 64, 64, true, 0},   {3, 6, 2, 37, 53, 59, 23, true, 0.2f}, {1, 2, 2, 130, 7, 16, 80, true, 0},
-        {1, 1, 1, 96, 193, 128, 128, true, 0}, {1, 7, 1, 20, 33, 96, 111, false, 0}, {1, 1, 1, 17, 19, 256, 160, true, 0},
-        {1, 1, 1, 9, 11, 512, 512, false, 0}, {2, 2, 2, 33, 31, 24, 24, false, -0.3f}, {1, 1, 1, 5, 6, 8, 8, true, 0},
+        {1, 1, 1, 1, 1, 1, 1, false, 0},       {1, 2, 2, 1, 200, 32, 32, false, 0},     {2, 3, 3, 65, 97, 40, 40, false, 0},
+        {1, 2, 1, 63, 96, 64, 64, true, 0},    {3, 6, 2, 37, 53, 59, 23, true, 0.2f},   {1, 2, 2, 130, 7, 16, 80, true, 0},
+        {1, 1, 1, 96, 193, 128, 128, true, 0}, {1, 7, 1, 20, 33, 96, 111, false, 0},    {1, 1, 1, 17, 19, 256, 160, true, 0},
+        {1, 1, 1, 9, 11, 512, 512, false, 0},  {2, 2, 2, 33, 31, 24, 24, false, -0.3f}, {1, 1, 1, 5, 6, 8, 8, true, 0},
     };
     int64_t live = check_live_bytes();
     for (int i = 0; i < COUNT_OF(shapes); i++)
@@ -68,8 +68,10 @@ static void test_rows_without_keys(void) {
                 CHECK_OK(cuflash_tensor_get(&f.t[LSE], at, &lse));
                 CHECK_OK(cuflash_tensor_get(&f.t[O], at, &o));
                 CHECK_OK(cuflash_tensor_get(&f.t[DQ], at, &dq));
-                if (at[2] < 70) CHECK_F(lse == -INFINITY && o == 0 && dq == 0, "row %d: lse %g, o %g, dq %g", (int)at[2], lse, o, dq);
-                else CHECK_F(isfinite(lse) && o != 0 && isfinite(o), "row %d: lse %g, o %g", (int)at[2], lse, o);
+                if (at[2] < 70)
+                    CHECK_F(lse == -INFINITY && o == 0 && dq == 0, "row %d: lse %g, o %g, dq %g", (int)at[2], lse, o, dq);
+                else
+                    CHECK_F(isfinite(lse) && o != 0 && isfinite(o), "row %d: lse %g, o %g", (int)at[2], lse, o);
             }
         fixture_free(&f);
     }
@@ -197,7 +199,8 @@ static void test_optional_outputs(void) {
                 memset(f.b[t].before, POISON, f.b[t].bytes);
             }
             CHECK_OK(cuflash_attention_backward(&a));
-            for (int t = 0; t < TENSORS; t++) CHECK_F(unchanged(&f, t), "gradients %u wanted: '%s' differs", wanted, TENSOR_NAMES[t]);
+            for (int t = 0; t < TENSORS; t++)
+                CHECK_F(unchanged(&f, t), "gradients %u wanted: '%s' differs", wanted, TENSOR_NAMES[t]);
             CHECK_OK(cuflash_attention_backward(&f.a));
             fixture_remember(&f);
         }
@@ -262,7 +265,8 @@ static void test_workspace(void) {
         check_in("workspace of pass %d", pass);
         fixture f;
         fixture_make(&f, &shape, CUFLASH_FLOAT16, GAPS, 51);
-        cuflash_status (*call)(const cuflash_attention *) = pass == CUFLASH_FORWARD ? cuflash_attention_forward : cuflash_attention_backward;
+        cuflash_status (*call)(const cuflash_attention *) =
+            pass == CUFLASH_FORWARD ? cuflash_attention_forward : cuflash_attention_backward;
         CHECK_OK(cuflash_attention_forward(&f.a));
         CHECK_OK(cuflash_attention_backward(&f.a));
         fixture_remember(&f);
@@ -293,7 +297,8 @@ static void test_workspace(void) {
         CHECK(kept);
 
         char words[64];
-        snprintf(words, sizeof words, "%s|'workspace_bytes'|%zu|%zu", pass ? "attention_backward" : "attention_forward", bytes, bytes - 1);
+        snprintf(words, sizeof words, "%s|'workspace_bytes'|%zu|%zu", pass ? "attention_backward" : "attention_forward", bytes,
+                 bytes - 1);
         a.workspace_bytes = bytes - 1;
         CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, words, call(&a));
         a.workspace_bytes = 0;
@@ -304,7 +309,8 @@ static void test_workspace(void) {
         for (int t = 0; t < TENSORS; t++) CHECK(unchanged(&f, t));
         free(memory);
 
-        CHECK_FAILS(CUFLASH_NULL_POINTER, "attention_workspace|'bytes'", cuflash_attention_workspace(&f.a, (cuflash_pass)pass, NULL));
+        CHECK_FAILS(CUFLASH_NULL_POINTER, "attention_workspace|'bytes'",
+                    cuflash_attention_workspace(&f.a, (cuflash_pass)pass, NULL));
         fixture_free(&f);
     }
     check_in("%s", "");
@@ -340,11 +346,15 @@ static void test_plan(void) {
     CHECK_FAILS(CUFLASH_NULL_POINTER, "attention_plan|'text'", cuflash_attention_plan(&a, CUFLASH_FORWARD, NULL, 100));
     memset(text, 'x', sizeof text);
     CHECK_FAILS(CUFLASH_NULL_POINTER, "attention_plan|'text'|size 0", cuflash_attention_plan(&a, CUFLASH_FORWARD, text, 0));
-    CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "attention_plan|'pass'|2", cuflash_attention_plan(&a, (cuflash_pass)2, text, sizeof text));
-    CHECK_FAILS(CUFLASH_NULL_POINTER, "attention_plan|'attention'", cuflash_attention_plan(NULL, CUFLASH_FORWARD, text, sizeof text));
+    CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "attention_plan|'pass'|2",
+                cuflash_attention_plan(&a, (cuflash_pass)2, text, sizeof text));
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "attention_plan|'attention'",
+                cuflash_attention_plan(NULL, CUFLASH_FORWARD, text, sizeof text));
     size_t bytes = 3;
-    CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "attention_workspace|'pass'|-1", cuflash_attention_workspace(&a, (cuflash_pass)-1, &bytes));
-    CHECK_FAILS(CUFLASH_NULL_POINTER, "attention_workspace|'attention'", cuflash_attention_workspace(NULL, CUFLASH_FORWARD, &bytes));
+    CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "attention_workspace|'pass'|-1",
+                cuflash_attention_workspace(&a, (cuflash_pass)-1, &bytes));
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "attention_workspace|'attention'",
+                cuflash_attention_workspace(NULL, CUFLASH_FORWARD, &bytes));
     CHECK(text[0] == 'x' && bytes == 3);
     fixture_free(&f);
     check_in("%s", "");
@@ -352,7 +362,16 @@ static void test_plan(void) {
 
 /* ---- Refusals ----------------------------------------------------------------------------------- */
 
-enum { FORWARD = 1, BACKWARD = 2, REFERENCE_FORWARD = 4, REFERENCE_BACKWARD = 8, KERNELS = 3, FORWARDS = 5, BACKWARDS = 10, EVERY = 15 };
+enum {
+    FORWARD = 1,
+    BACKWARD = 2,
+    REFERENCE_FORWARD = 4,
+    REFERENCE_BACKWARD = 8,
+    KERNELS = 3,
+    FORWARDS = 5,
+    BACKWARDS = 10,
+    EVERY = 15
+};
 
 static const struct {
     int bit;
@@ -364,8 +383,16 @@ static const struct {
              {REFERENCE_BACKWARD, "reference_backward", cuflash_reference_backward}};
 
 typedef enum {
-    MISSING, FREED, NDIM, SHAPE, STRIDE, DTYPE, DEVICE, /* of one tensor */
-    STRUCT_SIZE, FLAGS, SCALE                           /* of the struct */
+    MISSING,
+    FREED,
+    NDIM,
+    SHAPE,
+    STRIDE,
+    DTYPE,
+    DEVICE, /* of one tensor */
+    STRUCT_SIZE,
+    FLAGS,
+    SCALE /* of the struct */
 } what;
 
 /* One thing made wrong, in which calls it matters, and what they say. */
@@ -383,7 +410,8 @@ static const shape_case GOOD = {2, 4, 2, 5, 7, 8, 6, true, 0};
 static fixture good; /* of the shape GOOD, in float32, with the results of a good call remembered */
 
 static void check_mistake(const mistake *m) {
-    static const char *const kinds[] = {"missing", "freed", "ndim", "shape", "stride", "dtype", "device", "struct_size", "flags", "scale"};
+    static const char *const kinds[] = {"missing", "freed",  "ndim",        "shape", "stride",
+                                        "dtype",   "device", "struct_size", "flags", "scale"};
     cuflash_tensor t[TENSORS];
     memcpy(t, good.t, sizeof t);
     const cuflash_tensor *p[TENSORS];
@@ -551,7 +579,8 @@ static void test_overlap(void) {
                 char words[32];
                 snprintf(words, sizeof words, "'%s'|overlaps|'%s'", TENSOR_NAMES[out], TENSOR_NAMES[other]);
                 cuflash_status status = forward ? cuflash_attention_forward(&a) : cuflash_attention_backward(&a);
-                bool swapped = other > out || (out >= DQ && other >= DQ); /* of two outputs, the message may begin with either */
+                bool swapped =
+                    other > out || (out >= DQ && other >= DQ); /* of two outputs, the message may begin with either */
                 CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, swapped ? "overlaps" : words, status);
                 for (int i = 0; i < TENSORS; i++) CHECK(unchanged(&f, i));
             }

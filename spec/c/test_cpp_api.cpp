@@ -50,9 +50,10 @@ struct Answer {
     std::vector<double> o, l, dq, dk, dv;
 };
 
-Answer formulas(const std::vector<double> &q, const std::vector<double> &k, const std::vector<double> &v, const std::vector<double> &d_o,
-                bool causal) {
-    Answer a{std::vector<double>(n), std::vector<double>(rows), std::vector<double>(n), std::vector<double>(n), std::vector<double>(n)};
+Answer formulas(const std::vector<double> &q, const std::vector<double> &k, const std::vector<double> &v,
+                const std::vector<double> &d_o, bool causal) {
+    Answer a{std::vector<double>(n), std::vector<double>(rows), std::vector<double>(n), std::vector<double>(n),
+             std::vector<double>(n)};
     for (std::size_t row = 0; row < rows; row++) {
         std::size_t head = row / seq_len * seq_len, seen = causal ? row - head + 1 : seq_len;
         std::vector<double> p(seen);
@@ -105,7 +106,8 @@ void convert(void *to, cuflash_dtype to_dtype, const void *from, cuflash_dtype f
 }
 
 // Element is what the memory holds, Argument what the overload is called with.
-template <cuflash_dtype dtype, typename Element, typename Argument> void test_overloads(double forward_bound, double backward_bound) {
+template <cuflash_dtype dtype, typename Element, typename Argument>
+void test_overloads(double forward_bound, double backward_bound) {
     std::vector<double> exact[4];
     std::vector<Element> inputs[4];
     for (int i = 0; i < 4; i++) {
@@ -119,16 +121,19 @@ template <cuflash_dtype dtype, typename Element, typename Argument> void test_ov
         std::vector<Element> o(n), l(rows), dq(n), dk(n), dv(n);
         auto in = [&](int i) { return reinterpret_cast<const Argument *>(inputs[i].data()); };
         auto out = [](std::vector<Element> &x) { return reinterpret_cast<Argument *>(x.data()); };
-        const auto *const_o = reinterpret_cast<const Argument *>(o.data()), *const_l = reinterpret_cast<const Argument *>(l.data());
+        const auto *const_o = reinterpret_cast<const Argument *>(o.data()),
+                   *const_l = reinterpret_cast<const Argument *>(l.data());
         // with the stream left out, and with one
-        CHECK(cuflash::flash_attention_forward(in(0), in(1), in(2), out(o), out(l), batch_size, num_heads, seq_len, head_dim, scale,
-                                               causal) == FlashAttentionError::SUCCESS);
-        CHECK(cuflash::flash_attention_forward(in(0), in(1), in(2), out(o), out(l), batch_size, num_heads, seq_len, head_dim, scale,
-                                               causal, nullptr) == FlashAttentionError::SUCCESS);
-        CHECK(cuflash::flash_attention_backward(in(0), in(1), in(2), const_o, const_l, in(3), out(dq), out(dk), out(dv), batch_size,
-                                                num_heads, seq_len, head_dim, scale, causal) == FlashAttentionError::SUCCESS);
-        CHECK(cuflash::flash_attention_backward(in(0), in(1), in(2), const_o, const_l, in(3), out(dq), out(dk), out(dv), batch_size,
-                                                num_heads, seq_len, head_dim, scale, causal, nullptr) == FlashAttentionError::SUCCESS);
+        CHECK(cuflash::flash_attention_forward(in(0), in(1), in(2), out(o), out(l), batch_size, num_heads, seq_len, head_dim,
+                                               scale, causal) == FlashAttentionError::SUCCESS);
+        CHECK(cuflash::flash_attention_forward(in(0), in(1), in(2), out(o), out(l), batch_size, num_heads, seq_len, head_dim,
+                                               scale, causal, nullptr) == FlashAttentionError::SUCCESS);
+        CHECK(cuflash::flash_attention_backward(in(0), in(1), in(2), const_o, const_l, in(3), out(dq), out(dk), out(dv),
+                                                batch_size, num_heads, seq_len, head_dim, scale,
+                                                causal) == FlashAttentionError::SUCCESS);
+        CHECK(cuflash::flash_attention_backward(in(0), in(1), in(2), const_o, const_l, in(3), out(dq), out(dk), out(dv),
+                                                batch_size, num_heads, seq_len, head_dim, scale, causal,
+                                                nullptr) == FlashAttentionError::SUCCESS);
         Answer right = formulas(exact[0], exact[1], exact[2], exact[3], causal);
         auto back = [](const std::vector<Element> &x) {
             std::vector<double> y(x.size());
@@ -141,12 +146,14 @@ template <cuflash_dtype dtype, typename Element, typename Argument> void test_ov
         CHECK_NEAR(distance(back(dk), right.dk), 0, backward_bound);
         CHECK_NEAR(distance(back(dv), right.dv), 0, backward_bound);
 
-        CHECK(cuflash::flash_attention_forward(in(0), in(1), in(2), out(o), static_cast<Argument *>(nullptr), batch_size, num_heads,
-                                               seq_len, head_dim, scale, causal) == FlashAttentionError::NULL_POINTER);
+        CHECK(cuflash::flash_attention_forward(in(0), in(1), in(2), out(o), static_cast<Argument *>(nullptr), batch_size,
+                                               num_heads, seq_len, head_dim, scale,
+                                               causal) == FlashAttentionError::NULL_POINTER);
         CHECK(cuflash::flash_attention_forward(in(0), in(1), in(2), out(o), out(l), batch_size, num_heads, 0, head_dim, scale,
                                                causal) == FlashAttentionError::INVALID_DIMENSION);
-        CHECK(cuflash::flash_attention_backward(in(0), in(1), in(2), const_o, const_l, in(3), out(dq), out(dk), out(dv), batch_size,
-                                                num_heads, seq_len, 513, scale, causal) == FlashAttentionError::UNSUPPORTED_HEAD_DIM);
+        CHECK(cuflash::flash_attention_backward(in(0), in(1), in(2), const_o, const_l, in(3), out(dq), out(dk), out(dv),
+                                                batch_size, num_heads, seq_len, 513, scale,
+                                                causal) == FlashAttentionError::UNSUPPORTED_HEAD_DIM);
         CHECK(check_contains(cuflash_last_error(), "head_dim|513"));
     }
     check_in("%s", "");
@@ -167,6 +174,7 @@ void test_example() {
     float *d_Q = memory.data(), *d_K = d_Q + n, *d_V = d_K + n, *d_O = d_V + n, *d_L = d_O + n;
     bool failed = false;
 
+    // clang-format off
     auto err = cuflash::flash_attention_forward(
         d_Q, d_K, d_V, d_O, d_L,
         batch_size, num_heads, seq_len, head_dim,
@@ -179,6 +187,7 @@ void test_example() {
                   << cuflash::get_error_string(err) << std::endl;
         failed = true;
     }
+    // clang-format on
     CHECK(!failed);
     CHECK(d_O[0] == d_V[0]); // a causal first row sees only itself
     CHECK(d_O[n - 1] > 0 && d_O[n - 1] < 1);
@@ -191,8 +200,8 @@ void test_with_using() {
     std::vector<half> x(4 * n), l(rows);
     for (std::size_t i = 0; i < 3 * n; i++) x[i] = __float2half(static_cast<float>(i % 13) / 13);
     cudaStream_t stream = nullptr;
-    CHECK(flash_attention_forward(&x[0], &x[n], &x[2 * n], &x[3 * n], l.data(), batch_size, num_heads, seq_len, head_dim, scale, true,
-                                  stream) == FlashAttentionError::SUCCESS);
+    CHECK(flash_attention_forward(&x[0], &x[n], &x[2 * n], &x[3 * n], l.data(), batch_size, num_heads, seq_len, head_dim, scale,
+                                  true, stream) == FlashAttentionError::SUCCESS);
     CHECK(__half2float(x[3 * n]) == __half2float(x[2 * n]));
 }
 #endif

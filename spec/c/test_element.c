@@ -38,9 +38,12 @@ static uint16_t infinity_of(const format *f) {
 static double meaning(const format *f, uint16_t pattern) {
     int fraction = pattern & ((1 << f->mantissa_bits) - 1), exponent = (pattern & 0x7fff) >> f->mantissa_bits;
     double magnitude;
-    if (exponent == 0x7fff >> f->mantissa_bits) magnitude = fraction ? NAN : INFINITY;
-    else if (exponent == 0) magnitude = ldexp(fraction, 1 - f->bias - f->mantissa_bits);
-    else magnitude = ldexp(fraction + (1 << f->mantissa_bits), exponent - f->bias - f->mantissa_bits);
+    if (exponent == 0x7fff >> f->mantissa_bits)
+        magnitude = fraction ? NAN : INFINITY;
+    else if (exponent == 0)
+        magnitude = ldexp(fraction, 1 - f->bias - f->mantissa_bits);
+    else
+        magnitude = ldexp(fraction + (1 << f->mantissa_bits), exponent - f->bias - f->mantissa_bits);
     return pattern & 0x8000 ? -magnitude : magnitude;
 }
 
@@ -61,13 +64,17 @@ static void test_all_patterns(void) {
         copy(doubles, CUFLASH_FLOAT64, patterns, form->dtype, 65536);
         for (int i = 0; i < 65536; i++) {
             double expected = meaning(form, patterns[i]);
-            CHECK_F(same(singles[i], expected), "pattern 0x%04x as float32: expected %g, got %g", (unsigned)i, expected, (double)singles[i]);
-            CHECK_F(same(doubles[i], expected), "pattern 0x%04x as float64: expected %g, got %g", (unsigned)i, expected, doubles[i]);
+            CHECK_F(same(singles[i], expected), "pattern 0x%04x as float32: expected %g, got %g", (unsigned)i, expected,
+                    (double)singles[i]);
+            CHECK_F(same(doubles[i], expected), "pattern 0x%04x as float64: expected %g, got %g", (unsigned)i, expected,
+                    doubles[i]);
         }
         for (int from_double = 0; from_double < 2; from_double++) {
             memset(back, 0, sizeof back);
-            if (from_double) copy(back, form->dtype, doubles, CUFLASH_FLOAT64, 65536);
-            else copy(back, form->dtype, singles, CUFLASH_FLOAT32, 65536);
+            if (from_double)
+                copy(back, form->dtype, doubles, CUFLASH_FLOAT64, 65536);
+            else
+                copy(back, form->dtype, singles, CUFLASH_FLOAT32, 65536);
             for (int i = 0; i < 65536; i++) {
                 bool nan = (i & 0x7fff) > infinity_of(form), stays_nan = (back[i] & 0x7fff) > infinity_of(form);
                 CHECK_F(nan ? stays_nan : back[i] == i, "pattern 0x%04x came back as 0x%04x", (unsigned)i, back[i]);
@@ -91,13 +98,16 @@ static void test_rounding(void) {
         for (int lower = 0; lower < top; lower++) {
             double below = meaning(form, (uint16_t)lower);
             /* beyond the largest number, infinity takes the place of the next one */
-            double above = lower + 1 < top ? meaning(form, (uint16_t)(lower + 1)) : 2 * below - meaning(form, (uint16_t)(lower - 1));
+            double above =
+                lower + 1 < top ? meaning(form, (uint16_t)(lower + 1)) : 2 * below - meaning(form, (uint16_t)(lower - 1));
             double middle = below + (above - below) / 2;
             uint16_t even = (uint16_t)(lower & 1 ? lower + 1 : lower);
             for (int sign = 0; sign < 2; sign++)
                 for (int side = -1; side <= 1; side++, n++) {
                     double x = side < 0 ? nextafter(middle, 0) : side > 0 ? nextafter(middle, INFINITY) : middle;
-                    float s = side < 0 ? nextafterf((float)middle, 0) : side > 0 ? nextafterf((float)middle, INFINITY) : (float)middle;
+                    float s = side < 0   ? nextafterf((float)middle, 0)
+                              : side > 0 ? nextafterf((float)middle, INFINITY)
+                                         : (float)middle;
                     uint16_t magnitude = side < 0 ? (uint16_t)lower : side > 0 ? (uint16_t)(lower + 1) : even;
                     doubles[n] = sign ? -x : x;
                     singles[n] = sign ? -s : s;
@@ -117,7 +127,8 @@ static void test_rounding(void) {
         const uint16_t sign = 0x8000, inf = infinity_of(form);
         const uint16_t want[] = {inf, inf | sign, inf, inf | sign, inf, inf | sign, 0, sign, 0, sign, 0};
         copy(got, form->dtype, far, CUFLASH_FLOAT64, COUNT_OF(far));
-        for (int i = 0; i < COUNT_OF(far); i++) CHECK_F(got[i] == want[i], "%g: expected 0x%04x, got 0x%04x", far[i], want[i], got[i]);
+        for (int i = 0; i < COUNT_OF(far); i++)
+            CHECK_F(got[i] == want[i], "%g: expected 0x%04x, got 0x%04x", far[i], want[i], got[i]);
     }
     check_in("%s", "");
 }
@@ -134,7 +145,8 @@ static void test_to_float32(void) {
     }
     copy(got, CUFLASH_FLOAT32, doubles, CUFLASH_FLOAT64, 4096);
     for (int i = 0; i < 4096; i++)
-        CHECK_F(same(got[i], (float)doubles[i]), "%.17g: expected %.9g, got %.9g", doubles[i], (double)(float)doubles[i], (double)got[i]);
+        CHECK_F(same(got[i], (float)doubles[i]), "%.17g: expected %.9g, got %.9g", doubles[i], (double)(float)doubles[i],
+                (double)got[i]);
 }
 
 /* Every dtype to every dtype, strided on both sides. */
@@ -252,7 +264,8 @@ static void test_arithmetic(void) {
         for (int i = 0; i < N; i++)
             for (int j = 0; j < N; j++) {
                 double expected = binary((cuflash_binary_op)op, values[i], values[j]), got = out[i * N + j];
-                CHECK_F(got == expected || same(got, expected), "%g and %g: expected %g, got %g", values[i], values[j], expected, got);
+                CHECK_F(got == expected || same(got, expected), "%g and %g: expected %g, got %g", values[i], values[j],
+                        expected, got);
             }
         cuflash_tensor line = row(out, CUFLASH_FLOAT64, N);
         for (int reversed = 0; reversed < 2; reversed++)
@@ -261,8 +274,8 @@ static void test_arithmetic(void) {
                 for (int i = 0; i < N; i++) {
                     double expected = reversed ? binary((cuflash_binary_op)op, values[j], values[i])
                                                : binary((cuflash_binary_op)op, values[i], values[j]);
-                    CHECK_F(out[i] == expected || same(out[i], expected), "%g with the scalar %g%s: expected %g, got %g", values[i],
-                            values[j], reversed ? " first" : "", expected, out[i]);
+                    CHECK_F(out[i] == expected || same(out[i], expected), "%g with the scalar %g%s: expected %g, got %g",
+                            values[i], values[j], reversed ? " first" : "", expected, out[i]);
                 }
             }
     }
@@ -272,8 +285,8 @@ static void test_arithmetic(void) {
         CHECK_OK(cuflash_tensor_unary((cuflash_unary_op)op, &line, &b));
         for (int i = 0; i < N; i++) {
             double expected = unary((cuflash_unary_op)op, values[i]);
-            CHECK_F(same(out[i], expected) || fabs(out[i] - expected) <= 1e-15 * fabs(expected), "%g: expected %g, got %g", values[i],
-                    expected, out[i]);
+            CHECK_F(same(out[i], expected) || fabs(out[i] - expected) <= 1e-15 * fabs(expected), "%g: expected %g, got %g",
+                    values[i], expected, out[i]);
         }
     }
     /* Rounded once: 1 + 2^-11 + 2^-40 is above the midpoint of two halves, which float32 would not see. */
@@ -292,7 +305,8 @@ static void test_broadcast(void) {
     check_in("broadcast");
     double a[6] = {0, 1, 2, 3, 4, 5}, b[2] = {10, 20}, c[1] = {100}, out[24] = {0};
     cuflash_tensor result = borrow(out, CUFLASH_FLOAT64, 4, SHAPE(2, 2, 3, 2), NULL);
-    cuflash_tensor ta = borrow(a, CUFLASH_FLOAT64, 3, SHAPE(2, 3, 1), NULL), tb = borrow(b, CUFLASH_FLOAT64, 4, SHAPE(2, 1, 1, 1), NULL);
+    cuflash_tensor ta = borrow(a, CUFLASH_FLOAT64, 3, SHAPE(2, 3, 1), NULL),
+                   tb = borrow(b, CUFLASH_FLOAT64, 4, SHAPE(2, 1, 1, 1), NULL);
     CHECK_OK(cuflash_tensor_binary(CUFLASH_ADD, &result, &ta, &tb));
     for (int i = 0; i < 24; i++) CHECK(out[i] == b[i / 12] + a[i / 2 % 6]);
     cuflash_tensor tc = borrow(c, CUFLASH_FLOAT64, 0, NULL, NULL);
@@ -303,7 +317,8 @@ static void test_broadcast(void) {
 
     out[0] = 7;
     cuflash_tensor small = borrow(out, CUFLASH_FLOAT64, 2, SHAPE(3, 1), NULL);
-    CHECK_FAILS(CUFLASH_DIMENSION_MISMATCH, "tensor_binary|'a'|[3 x 1]|[2 x 3 x 1]", cuflash_tensor_binary(CUFLASH_ADD, &small, &ta, &tc));
+    CHECK_FAILS(CUFLASH_DIMENSION_MISMATCH, "tensor_binary|'a'|[3 x 1]|[2 x 3 x 1]",
+                cuflash_tensor_binary(CUFLASH_ADD, &small, &ta, &tc));
     CHECK_FAILS(CUFLASH_DIMENSION_MISMATCH, "tensor_binary|'b'|[3 x 1]", cuflash_tensor_binary(CUFLASH_ADD, &small, &tc, &ta));
     cuflash_tensor wide = borrow(a, CUFLASH_FLOAT64, 2, SHAPE(3, 2), NULL);
     CHECK_FAILS(CUFLASH_DIMENSION_MISMATCH, "tensor_copy|'src'|[3 x 1]|[3 x 2]", cuflash_tensor_copy(&small, &wide));
@@ -329,7 +344,8 @@ static void test_overlap(void) {
     check_in("a square and its transpose");
     enum { S = 40 };
     for (int i = 0; i < S * S; i++) memory[i] = i;
-    cuflash_tensor square = borrow(memory, CUFLASH_FLOAT64, 2, SHAPE(S, S), NULL), turned = borrow(memory, CUFLASH_FLOAT64, 2, SHAPE(S, S), SHAPE(1, S));
+    cuflash_tensor square = borrow(memory, CUFLASH_FLOAT64, 2, SHAPE(S, S), NULL),
+                   turned = borrow(memory, CUFLASH_FLOAT64, 2, SHAPE(S, S), SHAPE(1, S));
     CHECK_OK(cuflash_tensor_copy(&square, &turned));
     for (int i = 0; i < S * S; i++) CHECK(memory[i] == i % S * S + i / S);
     check_in("another dtype in the same memory");
@@ -345,7 +361,8 @@ static void test_overlap(void) {
     for (int i = 0; i < 100; i++) CHECK(memory[i] == i);
     check_in("a broadcast part of the output");
     for (int i = 0; i < 12; i++) memory[i] = i + 1;
-    cuflash_tensor grid = borrow(memory, CUFLASH_FLOAT64, 2, SHAPE(3, 4), NULL), first = borrow(memory, CUFLASH_FLOAT64, 2, SHAPE(3, 1), SHAPE(4, 1));
+    cuflash_tensor grid = borrow(memory, CUFLASH_FLOAT64, 2, SHAPE(3, 4), NULL),
+                   first = borrow(memory, CUFLASH_FLOAT64, 2, SHAPE(3, 1), SHAPE(4, 1));
     CHECK_OK(cuflash_tensor_binary(CUFLASH_DIV, &grid, &grid, &first));
     for (int i = 0; i < 12; i++) CHECK(memory[i] == (double)(i + 1) / (i / 4 * 4 + 1));
     check_in("%s", "");
@@ -362,10 +379,12 @@ static void test_refusals(void) {
     for (int i = 0; i < 2; i++) {
         int op = wrong_ops[i];
         CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_binary|'op'", cuflash_tensor_binary((cuflash_binary_op)op, &t, &t, &t));
-        CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_binary_scalar|'op'", cuflash_tensor_binary_scalar((cuflash_binary_op)op, &t, &t, 1, false));
+        CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_binary_scalar|'op'",
+                    cuflash_tensor_binary_scalar((cuflash_binary_op)op, &t, &t, 1, false));
         CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_unary|'op'", cuflash_tensor_unary((cuflash_unary_op)op, &t, &t));
         CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_reduce|'op'", cuflash_tensor_reduce((cuflash_reduce_op)op, &t, &t, 0));
-        CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_reduce_all|'op'", cuflash_tensor_reduce_all((cuflash_reduce_op)op, &t, &value));
+        CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_reduce_all|'op'",
+                    cuflash_tensor_reduce_all((cuflash_reduce_op)op, &t, &value));
     }
     const cuflash_tensor *missing[] = {NULL, &freed};
     for (int i = 0; i < 2; i++) {
@@ -379,8 +398,10 @@ static void test_refusals(void) {
         CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_binary|'out'", cuflash_tensor_binary(CUFLASH_ADD, m, &t, &t));
         CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_binary|'a'", cuflash_tensor_binary(CUFLASH_ADD, &t, m, &t));
         CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_binary|'b'", cuflash_tensor_binary(CUFLASH_ADD, &t, &t, m));
-        CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_binary_scalar|'out'", cuflash_tensor_binary_scalar(CUFLASH_ADD, m, &t, 1, false));
-        CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_binary_scalar|'a'", cuflash_tensor_binary_scalar(CUFLASH_ADD, &t, m, 1, false));
+        CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_binary_scalar|'out'",
+                    cuflash_tensor_binary_scalar(CUFLASH_ADD, m, &t, 1, false));
+        CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_binary_scalar|'a'",
+                    cuflash_tensor_binary_scalar(CUFLASH_ADD, &t, m, 1, false));
         CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_unary|'out'", cuflash_tensor_unary(CUFLASH_NEG, m, &t));
         CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_unary|'a'", cuflash_tensor_unary(CUFLASH_NEG, &t, m));
         CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_reduce|'out'", cuflash_tensor_reduce(CUFLASH_SUM, m, &t, 0));
@@ -392,7 +413,8 @@ static void test_refusals(void) {
     CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_copy|'dst'|stride 0", cuflash_tensor_copy(&repeated, &t));
     CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_fill|'dst'|stride 0", cuflash_tensor_fill(&repeated, 0));
     CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_arange|'dst'|stride 0", cuflash_tensor_arange(&repeated, 0, 1));
-    CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_binary|'out'|stride 0", cuflash_tensor_binary(CUFLASH_ADD, &repeated, &t, &t));
+    CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_binary|'out'|stride 0",
+                cuflash_tensor_binary(CUFLASH_ADD, &repeated, &t, &t));
     CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_unary|'out'|stride 0", cuflash_tensor_unary(CUFLASH_NEG, &repeated, &t));
     CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_reduce|'out'|stride 0", cuflash_tensor_reduce(CUFLASH_SUM, &repeated, &t, 0));
 
@@ -414,7 +436,8 @@ static void test_refusals(void) {
     CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_reduce_all|'result'", cuflash_tensor_reduce_all(CUFLASH_SUM, &grid, NULL));
 
     CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_compare|'report'", cuflash_tensor_compare(&t, &t, 0, 0, false, NULL));
-    CHECK_FAILS(CUFLASH_DIMENSION_MISMATCH, "tensor_compare|'actual'|[6]|[2 x 3]", cuflash_tensor_compare(&t, &grid, 0, 0, false, &report));
+    CHECK_FAILS(CUFLASH_DIMENSION_MISMATCH, "tensor_compare|'actual'|[6]|[2 x 3]",
+                cuflash_tensor_compare(&t, &grid, 0, 0, false, &report));
     CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_compare|'rtol'", cuflash_tensor_compare(&t, &t, -1, 0, false, &report));
     CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_compare|'rtol'", cuflash_tensor_compare(&t, &t, NAN, 0, false, &report));
     CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "tensor_compare|'atol'", cuflash_tensor_compare(&t, &t, 0, -1, false, &report));

@@ -42,7 +42,8 @@ static void make(problem *p, int64_t seq_q, int64_t seq_k) {
     REQUIRE_OK(cuflash_tensor_empty(&p->dk, CUFLASH_FLOAT32, CUFLASH_CPU, 4, k));
     REQUIRE_OK(cuflash_tensor_empty(&p->o, CUFLASH_FLOAT32, CUFLASH_CPU, 4, o));
     REQUIRE_OK(cuflash_tensor_fill(&p->o, 0));
-    p->a = (cuflash_attention){.struct_size = sizeof p->a, .q = &p->q, .k = &p->k, .v = &p->v, .o = &p->o, .d_o = &p->d_o, .dk = &p->dk};
+    p->a = (cuflash_attention){
+        .struct_size = sizeof p->a, .q = &p->q, .k = &p->k, .v = &p->v, .o = &p->o, .d_o = &p->d_o, .dk = &p->dk};
 }
 
 static void release(problem *p) {

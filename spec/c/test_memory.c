@@ -65,7 +65,8 @@ static void test_limit_on_tensors(void) {
     CHECK_OK(cuflash_tensor_empty(&u, CUFLASH_BFLOAT16, CUFLASH_CPU, 1, SHAPE(2048))); /* to the last byte */
     CHECK(stats().live_bytes == start.live_bytes + 4096);
     cuflash_tensor more;
-    CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "tensor_empty|4 bytes", cuflash_tensor_empty(&more, CUFLASH_FLOAT32, CUFLASH_CPU, 0, NULL));
+    CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "tensor_empty|4 bytes",
+                cuflash_tensor_empty(&more, CUFLASH_FLOAT32, CUFLASH_CPU, 0, NULL));
     cuflash_tensor_release(&u);
     /* a limit below what is held: nothing is taken away, nothing new is given */
     CHECK_OK(cuflash_memory_set_limit(CUFLASH_CPU, 1));
@@ -150,7 +151,8 @@ static void test_limit_on_attention(void) {
 static void *take_and_give(void *shared) {
     for (int i = 0; i < 300; i++) {
         cuflash_tensor mine, view, theirs;
-        if (cuflash_tensor_empty(&mine, CUFLASH_FLOAT32, CUFLASH_CPU, 1, SHAPE(1 + i % 50)) != CUFLASH_SUCCESS) return (void *)1;
+        if (cuflash_tensor_empty(&mine, CUFLASH_FLOAT32, CUFLASH_CPU, 1, SHAPE(1 + i % 50)) != CUFLASH_SUCCESS)
+            return (void *)1;
         if (cuflash_tensor_alias(&view, &mine) != CUFLASH_SUCCESS) return (void *)1;
         if (cuflash_tensor_alias(&theirs, (const cuflash_tensor *)shared) != CUFLASH_SUCCESS) return (void *)1;
         cuflash_tensor_release(&mine);

@@ -27,14 +27,16 @@ static int call(int function, const arguments *a) {
     void *const *p = a->p;
     const int *n = a->size;
     switch (function) {
-    case 0: return cuflash_attention_forward_f32(p[Q], p[K], p[V], p[O], p[LSE], n[0], n[1], n[2], n[3], a->scale, a->causal, NULL);
+    case 0:
+        return cuflash_attention_forward_f32(p[Q], p[K], p[V], p[O], p[LSE], n[0], n[1], n[2], n[3], a->scale, a->causal, NULL);
     case 1:
-        return cuflash_attention_backward_f32(p[Q], p[K], p[V], p[O], p[LSE], p[D_O], p[DQ], p[DK], p[DV], n[0], n[1], n[2], n[3],
-                                              a->scale, a->causal, NULL);
-    case 2: return cuflash_attention_forward_f16(p[Q], p[K], p[V], p[O], p[LSE], n[0], n[1], n[2], n[3], a->scale, a->causal, NULL);
+        return cuflash_attention_backward_f32(p[Q], p[K], p[V], p[O], p[LSE], p[D_O], p[DQ], p[DK], p[DV], n[0], n[1], n[2],
+                                              n[3], a->scale, a->causal, NULL);
+    case 2:
+        return cuflash_attention_forward_f16(p[Q], p[K], p[V], p[O], p[LSE], n[0], n[1], n[2], n[3], a->scale, a->causal, NULL);
     default:
-        return cuflash_attention_backward_f16(p[Q], p[K], p[V], p[O], p[LSE], p[D_O], p[DQ], p[DK], p[DV], n[0], n[1], n[2], n[3],
-                                              a->scale, a->causal, NULL);
+        return cuflash_attention_backward_f16(p[Q], p[K], p[V], p[O], p[LSE], p[D_O], p[DQ], p[DK], p[DV], n[0], n[1], n[2],
+                                              n[3], a->scale, a->causal, NULL);
     }
 }
 
@@ -96,7 +98,11 @@ static void test_coarse_l(void) {
         const char *name;
         float scale;
         double l; /* what L is filled with; 0: what forward left there */
-    } cases[] = {{"rounded", 0.125f, 0}, {"overflowed", 3000, 0}, {"zero", 0.125f, -0.0}, {"NaN", 0.125f, NAN}, {"infinite", 0.125f, INFINITY}};
+    } cases[] = {{"rounded", 0.125f, 0},
+                 {"overflowed", 3000, 0},
+                 {"zero", 0.125f, -0.0},
+                 {"NaN", 0.125f, NAN},
+                 {"infinite", 0.125f, INFINITY}};
     for (int i = 0; i < COUNT_OF(cases); i++) {
         check_in("L %s", cases[i].name);
         shape_case shape = square(1, 2, 70, 64, true, cases[i].scale);
@@ -119,8 +125,8 @@ static void test_coarse_l(void) {
         REQUIRE_OK(cuflash_attention_backward(&f.a));
         for (int t = DQ; t <= DV; t++) {
             double with_fine = distance(&f.t[t], &right.t[t]).rel_norm;
-            CHECK_F(error[t - DQ] <= 1.05 * with_fine + 1e-6, "%s: relative error %.3g, with a float32 L %.3g", POINTER_NAMES[t],
-                    error[t - DQ], with_fine);
+            CHECK_F(error[t - DQ] <= 1.05 * with_fine + 1e-6, "%s: relative error %.3g, with a float32 L %.3g",
+                    POINTER_NAMES[t], error[t - DQ], with_fine);
         }
         cuflash_tensor_release(&fine);
         answer_free(&right);
@@ -215,7 +221,8 @@ static void test_device_pointers(const char *driver_path) {
     const size_t each = 1 << 16;
     char *device = mmap(NULL, each * TENSORS, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     void *driver = dlopen(driver_path, RTLD_NOW);
-    if (!CHECK_F(driver && device != MAP_FAILED, "cannot load the stand-in for the driver: %s", driver ? "" : dlerror())) return;
+    if (!CHECK_F(driver && device != MAP_FAILED, "cannot load the stand-in for the driver: %s", driver ? "" : dlerror()))
+        return;
     void (*fake_device_memory)(const void *, size_t, int);
     int (*fake_calls)(void);
     *(void **)&fake_device_memory = dlsym(driver, "fake_device_memory");
@@ -243,7 +250,8 @@ static void test_device_pointers(const char *driver_path) {
             snprintf(words, sizeof words, "%s|%s|mixed", FUNCTIONS[i].name, t == Q ? "'K'" : POINTER_NAMES[t]);
             check_refused(&f[i], i, &a, CUFLASH_INVALID_ARGUMENT, words);
             check_in("%s with only %s on the host", FUNCTIONS[i].name, POINTER_NAMES[t]);
-            for (int other = 0; other < TENSORS; other++) a.p[other] = other == t ? good[i].p[t] : device + (size_t)other * each;
+            for (int other = 0; other < TENSORS; other++)
+                a.p[other] = other == t ? good[i].p[t] : device + (size_t)other * each;
             check_refused(&f[i], i, &a, CUFLASH_INVALID_ARGUMENT, words);
             check_in("%s with %s NULL among device pointers", FUNCTIONS[i].name, POINTER_NAMES[t]);
             a.p[t] = NULL;

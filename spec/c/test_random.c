@@ -14,7 +14,8 @@ static words philox(words counter, uint32_t key0, uint32_t key1) {
     words x = counter;
     for (int round = 0; round < 10; round++) {
         uint64_t left = (uint64_t)0xD2511F53u * x.word[0], right = (uint64_t)0xCD9E8D57u * x.word[2];
-        x = (words){{(uint32_t)(right >> 32) ^ x.word[1] ^ key0, (uint32_t)right, (uint32_t)(left >> 32) ^ x.word[3] ^ key1, (uint32_t)left}};
+        x = (words){{(uint32_t)(right >> 32) ^ x.word[1] ^ key0, (uint32_t)right, (uint32_t)(left >> 32) ^ x.word[3] ^ key1,
+                     (uint32_t)left}};
         key0 += 0x9E3779B9u;
         key1 += 0xBB67AE85u;
     }
@@ -33,8 +34,12 @@ static void test_known_answers(void) {
         words answer;
     } known[] = {
         {{{0, 0, 0, 0}}, {0, 0}, {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}}},
-        {{{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}}, {0xffffffff, 0xffffffff}, {{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}}},
-        {{{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}}, {0xa4093822, 0x299f31d0}, {{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}},
+        {{{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}},
+         {0xffffffff, 0xffffffff},
+         {{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}}},
+        {{{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}},
+         {0xa4093822, 0x299f31d0},
+         {{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}},
     };
     for (int i = 0; i < COUNT_OF(known); i++) {
         words got = philox(known[i].counter, known[i].key[0], known[i].key[1]);
@@ -69,7 +74,8 @@ static void test_words(void) {
             CHECK(g.seed == STREAMS[s].seed && g.offset == STREAMS[s].offset + (N + 3) / 4);
             for (int64_t i = 0; i < N; i++) {
                 REQUIRE_OK(cuflash_tensor_get(&t, &i, &value));
-                double expected = uniform_word(block(STREAMS[s].seed, STREAMS[s].offset + (uint64_t)i / 4).word[i % 4], UNIFORM[d].bits);
+                double expected =
+                    uniform_word(block(STREAMS[s].seed, STREAMS[s].offset + (uint64_t)i / 4).word[i % 4], UNIFORM[d].bits);
                 CHECK_F(value == expected, "number %d: expected %.9g, got %.9g", (int)i, expected, value);
             }
             cuflash_tensor_release(&t);
@@ -92,7 +98,8 @@ static void test_words(void) {
         for (int i = 0; i < N; i++) { /* Box and Muller: a pair of words, a pair of numbers */
             words w = block(STREAMS[s].seed, STREAMS[s].offset + (uint64_t)i / 4);
             const uint32_t *pair = w.word + i % 4 / 2 * 2;
-            double radius = sqrt(-2 * log((2.0 * pair[0] + 1) * 0x1p-33)), angle = 2 * acos(-1) * ((double)pair[1] + 0.5) * 0x1p-32;
+            double radius = sqrt(-2 * log((2.0 * pair[0] + 1) * 0x1p-33)),
+                   angle = 2 * acos(-1) * ((double)pair[1] + 0.5) * 0x1p-32;
             CHECK_NEAR(x[i], radius * (i % 2 ? sin(angle) : cos(angle)), 1e-13);
         }
         cuflash_tensor_release(&t);
@@ -159,8 +166,10 @@ static void test_moments(void) {
     for (int normal = 0; normal < 2; normal++) {
         check_in("moments of the %s numbers", normal ? "normal" : "uniform");
         cuflash_generator g = {.seed = 2022};
-        if (normal) CHECK_OK(cuflash_random_normal(&t, &g, 0, 1));
-        else CHECK_OK(cuflash_random_uniform(&t, &g, -1, 1));
+        if (normal)
+            CHECK_OK(cuflash_random_normal(&t, &g, 0, 1));
+        else
+            CHECK_OK(cuflash_random_uniform(&t, &g, -1, 1));
         double moment[5] = {0}, product = 0;
         for (int64_t i = 0; i < n; i++) {
             for (int k = 1; k <= 4; k++) moment[k] += pow(x[i], k) / (double)n;
@@ -196,7 +205,8 @@ static void test_moments(void) {
 static void test_range(void) {
     static const struct {
         double low, high;
-    } ranges[] = {{0, 1}, {-1, 1}, {1, 1.0078125}, {-3, 1000}, {0.5, 0.75}, {1, 1.5}, {2, 2.015625}, {-1e-3, 0}, {-0.1875, -0.125}};
+    } ranges[] = {{0, 1},   {-1, 1},       {1, 1.0078125}, {-3, 1000},       {0.5, 0.75},
+                  {1, 1.5}, {2, 2.015625}, {-1e-3, 0},     {-0.1875, -0.125}};
     static const cuflash_dtype dtypes[] = {CUFLASH_FLOAT32, CUFLASH_FLOAT16, CUFLASH_BFLOAT16, CUFLASH_FLOAT64};
     for (int d = 0; d < 4; d++)
         for (int r = 0; r < COUNT_OF(ranges); r++) {
@@ -236,14 +246,16 @@ static void test_refusals(void) {
     CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "random_uniform|'out'|stride 0", cuflash_random_uniform(&repeated, &g, 0, 1));
     static const double ranges[][2] = {{1, 1}, {2, 1}, {NAN, 1}, {0, NAN}, {0, INFINITY}, {-INFINITY, 0}, {-1.7e308, 1.7e308}};
     for (int i = 0; i < COUNT_OF(ranges); i++)
-        CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "random_uniform|low|high", cuflash_random_uniform(&t, &g, ranges[i][0], ranges[i][1]));
+        CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "random_uniform|low|high",
+                    cuflash_random_uniform(&t, &g, ranges[i][0], ranges[i][1]));
     CHECK_FAILS(CUFLASH_NULL_POINTER, "random_normal|'out'", cuflash_random_normal(NULL, &g, 0, 1));
     CHECK_FAILS(CUFLASH_NULL_POINTER, "random_normal|'out'|freed", cuflash_random_normal(&freed, &g, 0, 1));
     CHECK_FAILS(CUFLASH_NULL_POINTER, "random_normal|'generator'", cuflash_random_normal(&t, NULL, 0, 1));
     CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "random_normal|'out'|stride 0", cuflash_random_normal(&repeated, &g, 0, 1));
     static const double parameters[][2] = {{0, -1}, {NAN, 1}, {0, NAN}, {INFINITY, 1}, {0, INFINITY}};
     for (int i = 0; i < COUNT_OF(parameters); i++)
-        CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "random_normal|std", cuflash_random_normal(&t, &g, parameters[i][0], parameters[i][1]));
+        CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "random_normal|std",
+                    cuflash_random_normal(&t, &g, parameters[i][0], parameters[i][1]));
     CHECK(g.seed == 1 && g.offset == 2);
     for (int64_t i = 0; i < 4; i++) CHECK(((float *)t.data)[i] == 8);
     cuflash_tensor_release(&repeated);

@@ -15,16 +15,9 @@ static void test_codes(void) {
     static const struct {
         int code;
         const char *name;
-    } codes[] = {{0, "SUCCESS"},
-                 {1, "INVALID_DIMENSION"},
-                 {2, "DIMENSION_MISMATCH"},
-                 {3, "NULL_POINTER"},
-                 {4, "CUDA_ERROR"},
-                 {5, "OUT_OF_MEMORY"},
-                 {6, "UNSUPPORTED_HEAD_DIM"},
-                 {7, "UNSUPPORTED_DTYPE"},
-                 {8, "INVALID_ARGUMENT"},
-                 {9, "INTERRUPTED"}};
+    } codes[] = {{0, "SUCCESS"},          {1, "INVALID_DIMENSION"}, {2, "DIMENSION_MISMATCH"},   {3, "NULL_POINTER"},
+                 {4, "CUDA_ERROR"},       {5, "OUT_OF_MEMORY"},     {6, "UNSUPPORTED_HEAD_DIM"}, {7, "UNSUPPORTED_DTYPE"},
+                 {8, "INVALID_ARGUMENT"}, {9, "INTERRUPTED"}};
     for (int i = 0; i < COUNT_OF(codes); i++) {
         check_in("status %d", codes[i].code);
         CHECK(strcmp(cuflash_status_name(codes[i].code), codes[i].name) == 0);
@@ -32,8 +25,8 @@ static void test_codes(void) {
         for (int j = 0; j < i; j++)
             CHECK(strcmp(cuflash_status_string(codes[i].code), cuflash_status_string(codes[j].code)) != 0);
     }
-#define CHECK_CODE(name, code, text)                                                                   \
-    CHECK(CUFLASH_##name == (code));                                                                   \
+#define CHECK_CODE(name, code, text)                                                                                           \
+    CHECK(CUFLASH_##name == (code));                                                                                           \
     CHECK(strcmp(cuflash_status_string(CUFLASH_##name), text) == 0);
     check_in("the map");
     CUFLASH_STATUS_MAP(CHECK_CODE)
@@ -75,8 +68,12 @@ static void test_dtypes(void) {
         int dtype;
         const char *name;
         size_t size;
-    } dtypes[] = {{CUFLASH_FLOAT32, "float32", 4}, {CUFLASH_FLOAT16, "float16", 2}, {CUFLASH_BFLOAT16, "bfloat16", 2},
-                  {CUFLASH_FLOAT64, "float64", 8}, {-1, "unknown", 0},              {4, "unknown", 0},
+    } dtypes[] = {{CUFLASH_FLOAT32, "float32", 4},
+                  {CUFLASH_FLOAT16, "float16", 2},
+                  {CUFLASH_BFLOAT16, "bfloat16", 2},
+                  {CUFLASH_FLOAT64, "float64", 8},
+                  {-1, "unknown", 0},
+                  {4, "unknown", 0},
                   {1 << 20, "unknown", 0}};
     for (int i = 0; i < COUNT_OF(dtypes); i++) {
         check_in("dtype %d", dtypes[i].dtype);

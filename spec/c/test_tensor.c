@@ -18,13 +18,13 @@ static bool is_untouched(const cuflash_tensor *t) {
     return true;
 }
 
-#define CHECK_REFUSED(status, words, call)                                                             \
-    do {                                                                                               \
-        cuflash_tensor refused = untouched(), *out = &refused;                                                     \
-        int64_t live = check_live_bytes();                                                             \
-        CHECK_FAILS(status, words, call);                                                              \
-        CHECK(is_untouched(out));                                                                      \
-        CHECK(check_live_bytes() == live);                                                             \
+#define CHECK_REFUSED(status, words, call)                                                                                     \
+    do {                                                                                                                       \
+        cuflash_tensor refused = untouched(), *out = &refused;                                                                 \
+        int64_t live = check_live_bytes();                                                                                     \
+        CHECK_FAILS(status, words, call);                                                                                      \
+        CHECK(is_untouched(out));                                                                                              \
+        CHECK(check_live_bytes() == live);                                                                                     \
     } while (0)
 
 static void check_shape(const cuflash_tensor *t, int ndim, const int64_t *shape, const int64_t *stride, int line) {
@@ -81,12 +81,14 @@ static void test_empty(void) {
 
 static void test_empty_refusals(void) {
     check_in("empty refuses");
-    CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_empty|'out'", cuflash_tensor_empty(NULL, CUFLASH_FLOAT32, CUFLASH_CPU, 1, SHAPE(1)));
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_empty|'out'",
+                cuflash_tensor_empty(NULL, CUFLASH_FLOAT32, CUFLASH_CPU, 1, SHAPE(1)));
     CHECK_REFUSED(CUFLASH_UNSUPPORTED_DTYPE, "tensor_empty|'dtype'|4",
                   cuflash_tensor_empty(out, (cuflash_dtype)4, CUFLASH_CPU, 1, SHAPE(1)));
     CHECK_REFUSED(CUFLASH_INVALID_ARGUMENT, "-2", cuflash_tensor_empty(out, CUFLASH_FLOAT32, -2, 1, SHAPE(1)));
     CHECK_REFUSED(CUFLASH_CUDA_ERROR, "cuda:1000", cuflash_tensor_empty(out, CUFLASH_FLOAT32, 1000, 1, SHAPE(1)));
-    CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "'ndim'|-1", cuflash_tensor_empty(out, CUFLASH_FLOAT32, CUFLASH_CPU, -1, SHAPE(1)));
+    CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "'ndim'|-1",
+                  cuflash_tensor_empty(out, CUFLASH_FLOAT32, CUFLASH_CPU, -1, SHAPE(1)));
     CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "'ndim'|9",
                   cuflash_tensor_empty(out, CUFLASH_FLOAT32, CUFLASH_CPU, 9, SHAPE(1, 1, 1, 1, 1, 1, 1, 1, 1)));
     CHECK_REFUSED(CUFLASH_NULL_POINTER, "'shape'", cuflash_tensor_empty(out, CUFLASH_FLOAT32, CUFLASH_CPU, 1, NULL));
@@ -100,7 +102,8 @@ static void test_empty_refusals(void) {
                   cuflash_tensor_empty(out, CUFLASH_FLOAT64, CUFLASH_CPU, 1, SHAPE(INT64_MAX)));
     CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "'shape'|64 bits",
                   cuflash_tensor_empty(out, CUFLASH_FLOAT16, CUFLASH_CPU, 3, SHAPE(INT64_MAX, INT64_MAX, INT64_MAX)));
-    CHECK_REFUSED(CUFLASH_OUT_OF_MEMORY, "tensor_empty|PiB", cuflash_tensor_empty(out, CUFLASH_FLOAT64, CUFLASH_CPU, 1, SHAPE(BIG * 1000)));
+    CHECK_REFUSED(CUFLASH_OUT_OF_MEMORY, "tensor_empty|PiB",
+                  cuflash_tensor_empty(out, CUFLASH_FLOAT64, CUFLASH_CPU, 1, SHAPE(BIG * 1000)));
     check_in("%s", "");
 }
 
@@ -128,13 +131,19 @@ static void test_borrow(void) {
     CHECK(value_at(&t, SHAPE(4, 1)) == 3);
 
     const int64_t *one = SHAPE(1);
-    CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_borrow|'out'", cuflash_tensor_borrow(NULL, memory, CUFLASH_FLOAT32, CUFLASH_CPU, 1, one, NULL));
-    CHECK_REFUSED(CUFLASH_NULL_POINTER, "tensor_borrow|'data'", cuflash_tensor_borrow(out, NULL, CUFLASH_FLOAT32, CUFLASH_CPU, 1, one, NULL));
-    CHECK_REFUSED(CUFLASH_UNSUPPORTED_DTYPE, "'dtype'|-1", cuflash_tensor_borrow(out, memory, (cuflash_dtype)-1, CUFLASH_CPU, 1, one, NULL));
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "tensor_borrow|'out'",
+                cuflash_tensor_borrow(NULL, memory, CUFLASH_FLOAT32, CUFLASH_CPU, 1, one, NULL));
+    CHECK_REFUSED(CUFLASH_NULL_POINTER, "tensor_borrow|'data'",
+                  cuflash_tensor_borrow(out, NULL, CUFLASH_FLOAT32, CUFLASH_CPU, 1, one, NULL));
+    CHECK_REFUSED(CUFLASH_UNSUPPORTED_DTYPE, "'dtype'|-1",
+                  cuflash_tensor_borrow(out, memory, (cuflash_dtype)-1, CUFLASH_CPU, 1, one, NULL));
     CHECK_REFUSED(CUFLASH_CUDA_ERROR, "cuda:1000", cuflash_tensor_borrow(out, memory, CUFLASH_FLOAT32, 1000, 1, one, NULL));
-    CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "'ndim'", cuflash_tensor_borrow(out, memory, CUFLASH_FLOAT32, CUFLASH_CPU, 9, one, NULL));
-    CHECK_REFUSED(CUFLASH_NULL_POINTER, "'shape'", cuflash_tensor_borrow(out, memory, CUFLASH_FLOAT32, CUFLASH_CPU, 1, NULL, NULL));
-    CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "'shape'", cuflash_tensor_borrow(out, memory, CUFLASH_FLOAT32, CUFLASH_CPU, 1, SHAPE(0), NULL));
+    CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "'ndim'",
+                  cuflash_tensor_borrow(out, memory, CUFLASH_FLOAT32, CUFLASH_CPU, 9, one, NULL));
+    CHECK_REFUSED(CUFLASH_NULL_POINTER, "'shape'",
+                  cuflash_tensor_borrow(out, memory, CUFLASH_FLOAT32, CUFLASH_CPU, 1, NULL, NULL));
+    CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "'shape'",
+                  cuflash_tensor_borrow(out, memory, CUFLASH_FLOAT32, CUFLASH_CPU, 1, SHAPE(0), NULL));
     CHECK_REFUSED(CUFLASH_INVALID_ARGUMENT, "'strides'|-1",
                   cuflash_tensor_borrow(out, memory, CUFLASH_FLOAT32, CUFLASH_CPU, 1, SHAPE(2), SHAPE(-1)));
     CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "64 bits",
@@ -293,7 +302,8 @@ static void test_view_shapes(void) {
         check_in("view of the %s tensor, case %d", names[cases[i].source], i);
         cuflash_tensor v = untouched();
         if (cases[i].status != CUFLASH_SUCCESS) {
-            const char *words = cases[i].status == CUFLASH_INVALID_ARGUMENT ? "tensor_view|strides|without a copy" : "tensor_view|'shape'";
+            const char *words =
+                cases[i].status == CUFLASH_INVALID_ARGUMENT ? "tensor_view|strides|without a copy" : "tensor_view|'shape'";
             CHECK_FAILS(cases[i].status, words, cuflash_tensor_view(&v, src, cases[i].ndim, cases[i].shape));
             CHECK(is_untouched(&v));
             continue;
@@ -332,7 +342,8 @@ static void test_view_refusals(void) {
     CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "tensor_narrow|'dim'|-1", cuflash_tensor_narrow(out, &t, -1, 0, 1));
     static const int64_t ranges[][2] = {{-1, 1}, {4, 1}, {0, 0}, {0, 5}, {3, 2}, {2, -1}, {1, INT64_MAX}, {INT64_MAX, 1}};
     for (int i = 0; i < COUNT_OF(ranges); i++)
-        CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "tensor_narrow|'start'", cuflash_tensor_narrow(out, &t, 1, ranges[i][0], ranges[i][1]));
+        CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "tensor_narrow|'start'",
+                      cuflash_tensor_narrow(out, &t, 1, ranges[i][0], ranges[i][1]));
     CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "tensor_select|'dim'|3", cuflash_tensor_select(out, &t, 3, 0));
     CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "tensor_select|'dim'", cuflash_tensor_select(out, &scalar, 0, 0));
     CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "tensor_select|'index'|-1", cuflash_tensor_select(out, &t, 0, -1));
@@ -344,7 +355,8 @@ static void test_view_refusals(void) {
     CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "tensor_expand|'ndim'|1", cuflash_tensor_expand(out, &t, 1, SHAPE(12)));
     CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "tensor_expand|'ndim'|9", cuflash_tensor_expand(out, &t, 9, SHAPE(12)));
     CHECK_REFUSED(CUFLASH_NULL_POINTER, "tensor_expand|'shape'", cuflash_tensor_expand(out, &t, 2, NULL));
-    CHECK_REFUSED(CUFLASH_DIMENSION_MISMATCH, "tensor_expand|'shape'|[3 x 4]|[3 x 8]", cuflash_tensor_expand(out, &t, 2, SHAPE(3, 8)));
+    CHECK_REFUSED(CUFLASH_DIMENSION_MISMATCH, "tensor_expand|'shape'|[3 x 4]|[3 x 8]",
+                  cuflash_tensor_expand(out, &t, 2, SHAPE(3, 8)));
     CHECK_REFUSED(CUFLASH_DIMENSION_MISMATCH, "tensor_expand|'shape'", cuflash_tensor_expand(out, &t, 2, SHAPE(1, 4)));
     CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "tensor_expand|'shape'", cuflash_tensor_expand(out, &t, 3, SHAPE(0, 3, 4)));
     CHECK_REFUSED(CUFLASH_INVALID_DIMENSION, "tensor_expand|64 bits", cuflash_tensor_expand(out, &t, 4, SHAPE(BIG, BIG, 3, 4)));

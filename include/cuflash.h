@@ -273,7 +273,7 @@ typedef struct cuflash_generator {
     uint64_t offset;
 } cuflash_generator;
 
-/* Uniform in [low, high). */
+/* Uniform in [low, high), also after rounding to the dtype. */
 CUFLASH_API cuflash_status cuflash_random_uniform(const cuflash_tensor *out, cuflash_generator *generator,
                                                   double low, double high);
 

@@ -80,10 +80,9 @@ static cuflash_status check_devices(const char *fn, const role *roles, int count
 }
 
 static cuflash_status check_scale(const char *fn, const cuflash_attention *a, cuflash_problem *p) {
-    p->scale = a->flags & CUFLASH_SCALE ? a->scale : (float)(1 / sqrt((double)p->head_dim));
+    p->scale = a->flags & CUFLASH_SCALE ? (double)a->scale : 1 / sqrt((double)p->head_dim);
     if (isfinite(p->scale)) return CUFLASH_SUCCESS;
-    return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: argument 'scale': expected a finite number, got %g", fn,
-                        (double)p->scale);
+    return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: argument 'scale': expected a finite number, got %g", fn, p->scale);
 }
 
 /* The dtypes: kernels take one for all but lse; the reference takes any. */

@@ -18,7 +18,7 @@ void cuflash_plan_describe(const cuflash_plan *plan, const cuflash_problem *p, c
              "workspace: %zu bytes\n",
              plan->pass == CUFLASH_FORWARD ? "forward" : "backward", cuflash_dtype_name(p->dtype), (long long)p->batch,
              (long long)p->heads, (long long)p->heads_kv, (long long)p->seq_q, (long long)p->seq_k, (long long)p->head_dim,
-             (long long)p->head_dim_v, p->causal ? "causal" : "not causal", (double)p->scale, kernel, plan->workspace_bytes);
+             (long long)p->head_dim_v, p->causal ? "causal" : "not causal", p->scale, kernel, plan->workspace_bytes);
 }
 
 void cuflash_plan_run(const cuflash_plan *plan, const cuflash_problem *problem, void *workspace, unsigned ticket) {

@@ -19,7 +19,7 @@ typedef struct {
     cuflash_dtype dtype;
     int device;
     bool causal, deterministic;
-    float scale;
+    double scale; /* the default one is not rounded to float32 */
     cudaStream_t stream;
     cuflash_operand q, k, v, o, lse, d_o, dq, dk, dv; /* lse has no dim */
 } cuflash_problem;

@@ -10,6 +10,7 @@ typedef struct {
     cuflash_generator generator;
     cuflash_dtype dtype;
     double low, high; /* or mean and std */
+    double least;     /* uniform: the smallest number of the dtype that is not below low */
 } fill;
 
 static int words_per_block(const fill *work, bool uniform) {
@@ -19,6 +20,12 @@ static int words_per_block(const fill *work, bool uniform) {
 /* Bits of a uniform number that the dtype holds exactly below 1. */
 static int uniform_bits(cuflash_dtype dtype) {
     return dtype == CUFLASH_FLOAT16 ? 11 : dtype == CUFLASH_BFLOAT16 ? 8 : 24;
+}
+
+static double round_up(cuflash_dtype dtype, double x) {
+    double rounded = cuflash_round_to(dtype, x);
+    for (double step = x - rounded; rounded < x; step *= 2) rounded = cuflash_round_to(dtype, x + step);
+    return rounded;
 }
 
 static void uniform_chunk(void *context, int64_t first, int64_t n, double *a, const double *b) {
@@ -36,9 +43,8 @@ static void uniform_chunk(void *context, int64_t first, int64_t n, double *a, co
             u = (double)(((uint64_t)block.word[2 * place] << 21) ^ (block.word[2 * place + 1] >> 11)) * 0x1p-53;
         else
             u = cuflash_philox_uniform(block.word[place], bits);
-        double value = work->low + u * (work->high - work->low);
-        if (cuflash_round_to(work->dtype, value) >= work->high) value = work->low; /* rounding must not reach high */
-        a[i] = value;
+        double value = cuflash_round_to(work->dtype, work->low + u * (work->high - work->low));
+        a[i] = value < work->low || value >= work->high ? work->least : value; /* rounding must not leave the range */
     }
 }
 
@@ -56,11 +62,12 @@ static void normal_chunk(void *context, int64_t first, int64_t n, double *a, con
     }
 }
 
-static cuflash_status run(const char *name, const cuflash_tensor *out, cuflash_generator *generator, double low, double high,
+static cuflash_status run(const char *name, const cuflash_tensor *out, cuflash_generator *generator, fill *work,
                           cuflash_map_fn fn) {
-    fill work = {.generator = *generator, .dtype = out->dtype, .low = low, .high = high};
-    CUFLASH_TRY(cuflash_map((cuflash_names){name, "out", NULL, NULL}, out, NULL, NULL, fn, &work));
-    int64_t each = words_per_block(&work, fn == uniform_chunk), numel = cuflash_tensor_numel(out);
+    work->generator = *generator;
+    work->dtype = out->dtype;
+    CUFLASH_TRY(cuflash_map((cuflash_names){name, "out", NULL, NULL}, out, NULL, NULL, fn, work));
+    int64_t each = words_per_block(work, fn == uniform_chunk), numel = cuflash_tensor_numel(out);
     generator->offset += (uint64_t)((numel + each - 1) / each);
     return CUFLASH_SUCCESS;
 }
@@ -77,7 +84,11 @@ cuflash_status cuflash_random_uniform(const cuflash_tensor *out, cuflash_generat
         return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
                             "random_uniform: argument 'high': expected finite numbers with low < high, got low %g and high %g",
                             low, high);
-    return run("random_uniform", out, generator, low, high, uniform_chunk);
+    fill work = {.low = low, .high = high, .least = round_up(out->dtype, low)};
+    if (work.least >= high)
+        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "random_uniform: argument 'high': there is no %s from %g up to below %g",
+                            cuflash_dtype_name(out->dtype), low, high);
+    return run("random_uniform", out, generator, &work, uniform_chunk);
 }
 
 cuflash_status cuflash_random_normal(const cuflash_tensor *out, cuflash_generator *generator, double mean, double std) {
@@ -86,5 +97,5 @@ cuflash_status cuflash_random_normal(const cuflash_tensor *out, cuflash_generato
         return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
                             "random_normal: argument 'std': expected finite numbers with std >= 0, got mean %g and std %g",
                             mean, std);
-    return run("random_normal", out, generator, mean, std, normal_chunk);
+    return run("random_normal", out, generator, &(fill){.low = mean, .high = std}, normal_chunk);
 }

@@ -75,7 +75,7 @@ static double forward_row(const cuflash_problem *p, rows *r, int64_t visible) {
     double max = -INFINITY, sum = 0;
     memset(r->o, 0, (size_t)p->head_dim_v * sizeof *r->o);
     for (int64_t j = 0; j < visible; j++) {
-        r->prob[j] = (double)p->scale * dot(r->q, r->k + j * p->head_dim, p->head_dim);
+        r->prob[j] = p->scale * dot(r->q, r->k + j * p->head_dim, p->head_dim);
         if (r->prob[j] > max) max = r->prob[j];
     }
     bool empty = true; /* nothing to attend to: no key, or every score -inf */
@@ -98,8 +98,8 @@ static void backward_row(const cuflash_problem *p, rows *r, int64_t visible) {
     for (int64_t j = 0; j < visible; j++) {
         double ds = r->prob[j] * (dot(r->d_o, r->v + j * p->head_dim_v, p->head_dim_v) - delta);
         add_scaled(r->dv + j * p->head_dim_v, r->prob[j], r->d_o, p->head_dim_v);
-        add_scaled(r->dk + j * p->head_dim, (double)p->scale * ds, r->q, p->head_dim);
-        add_scaled(r->dq, (double)p->scale * ds, r->k + j * p->head_dim, p->head_dim);
+        add_scaled(r->dk + j * p->head_dim, p->scale * ds, r->q, p->head_dim);
+        add_scaled(r->dq, p->scale * ds, r->k + j * p->head_dim, p->head_dim);
     }
 }
 

@@ -179,7 +179,7 @@ __attribute__((unused)) static void answer_naive(answer *r, const fixture *f) {
     answer_make(r, f);
     const shape_case *c = &f->shape;
     int64_t n = c->seq_k, d = c->head_dim, dv = c->head_dim_v, group = c->heads / c->heads_kv;
-    double scale = f->a.flags & CUFLASH_SCALE ? c->scale : (float)(1 / sqrt((double)d)); /* a float, as in the struct */
+    double scale = f->a.flags & CUFLASH_SCALE ? (double)f->a.scale : 1 / sqrt((double)d);
     double *p = (double *)malloc((size_t)n * sizeof *p);
     for (int i = DQ; i <= DV; i++) REQUIRE_OK(cuflash_tensor_fill(&r->t[i], 0));
 #define ROUND(x) rounded(f->dtype, x)

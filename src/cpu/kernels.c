@@ -218,14 +218,14 @@ static int64_t scratch_floats(const cuflash_cpu_plan *plan, const cuflash_proble
 }
 
 /* A score times this is a logit. Its sign is in the queries: the largest score must be the largest logit. */
-static float logit_scale(const cuflash_problem *p) {
-    return p->scale == 0 ? 1 : fabsf(p->scale);
+static double logit_scale(const cuflash_problem *p) {
+    return p->scale == 0 ? 1 : fabs(p->scale);
 }
 
 /* c: times this, a score is an exponent of 2. */
 static float exponent_scale(const cuflash_problem *p) {
-    float c = logit_scale(p) * LOG2E;
-    return c < FLT_MAX ? c : FLT_MAX; /* 0 * c must stay 0 */
+    double c = logit_scale(p) * 1.4426950408889634;
+    return c < (double)FLT_MAX ? (float)c : FLT_MAX; /* 0 * c must stay 0 */
 }
 
 static float query_factor(const cuflash_problem *p) {
@@ -313,7 +313,7 @@ static void clear_lane(float *lanes, int64_t dim, int64_t r) {
 
 static void store_lse(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w) {
     for (int64_t r = 0; r < block->rows; r++) {
-        float lse = (float)((double)w->max[r] * (double)logit_scale(p) + log((double)w->sum[r]));
+        float lse = (float)((double)w->max[r] * logit_scale(p) + log((double)w->sum[r]));
         store_row(p->lse.dtype, row_address(plan, block, &p->lse, r), 1, &lse);
     }
 }
@@ -459,7 +459,7 @@ static void backward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int
         }
         if (!p->dq.data) continue;
         for (int64_t r = 0; r < block.rows; r++) {
-            w.delta[r] = p->scale;
+            w.delta[r] = (float)p->scale;
             if (w.shift[r] == -INFINITY) clear_lane(w.dq_lanes, p->head_dim, r);
         }
         store_lanes(plan, &block, &p->dq, p->head_dim, w.dq_lanes, w.delta);
@@ -483,7 +483,7 @@ static void backward_finish(const cuflash_cpu_plan *plan, const cuflash_problem 
     int64_t b = pair / p->heads_kv, h = pair % p->heads_kv;
     const float *dk = partials + pair * plan->splits * plan->partial_floats, *dv = dk + p->seq_k * plan->pad_d;
     for (int64_t key = first; key < first + keys; key++) {
-        sum_splits(plan, &p->dk, b, h, key, p->head_dim, dk + key * plan->pad_d, p->scale);
+        sum_splits(plan, &p->dk, b, h, key, p->head_dim, dk + key * plan->pad_d, (float)p->scale);
         sum_splits(plan, &p->dv, b, h, key, p->head_dim_v, dv + key * plan->pad_dv, 1);
     }
 }

@@ -24,6 +24,12 @@ typedef struct {
     cuflash_operand q, k, v, o, lse, d_o, dq, dk, dv; /* lse has no dim */
 } cuflash_problem;
 
+/* What a problem is checked for. A plan can be made from q, k and v alone; the reference takes any dtype and dimension. */
+typedef enum { CUFLASH_FOR_KERNELS, CUFLASH_FOR_PLAN, CUFLASH_FOR_REFERENCE } cuflash_purpose;
+
+cuflash_status cuflash_problem_check(const char *fn, const cuflash_attention *given, cuflash_pass pass, cuflash_purpose purpose,
+                                     cuflash_problem *problem);
+
 static inline char *cuflash_row(const cuflash_operand *x, int64_t b, int64_t h, int64_t s) {
     return (char *)x->data + (b * x->batch + h * x->head + s * x->seq) * (int64_t)cuflash_dtype_size(x->dtype);
 }

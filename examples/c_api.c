@@ -1,6 +1,7 @@
 /* The C API in one sitting: tensors, attention forward and backward, and a check against the float64 reference.
  *
- *     cc examples/c_api.c $(pkg-config --cflags --libs cuflash) -o c_api && ./c_api
+ *     cc examples/c_api.c $(pkg-config --cflags --libs cuflash) -o c_api &&
+ *         LD_LIBRARY_PATH=$(pkg-config --variable=libdir cuflash) ./c_api
  *
  * The problem is one that is met in practice: causal self-attention with 8 query heads on 2 KV heads, in bfloat16, with
  * the tensors lying as [batch, seq, heads, dim], as a projection leaves them. */

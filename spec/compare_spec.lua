@@ -24,8 +24,8 @@ describe("all_close", function()
     assert.are.equal(5, report.worst_actual)
     assert.are.equal(4, report.worst_expected)
     assert.are.equal("not close: 1 of 6 elements differ by more than 0.75 + 0 * |expected|; worst at {2, 2}: got 5, "
-      .. "expected 4; largest difference 1, relative 0.25, in norm 0.119", tostring(report))
-    assert.are.equal("close: 6 elements, largest difference 0, relative 0, in norm 0",
+      .. "expected 4; relative error 0.119 (in norm), largest difference 1", tostring(report))
+    assert.are.equal("close: 6 elements, relative error 0 (in norm), largest difference 0",
       tostring(select(2, cf.all_close(a, a))))
   end)
 

@@ -30,6 +30,8 @@ describe("the REPL on a pipe", function()
     { "goes on after a syntax error", "1 +* 2\n3\n", "stdin:1: unexpected symbol near '1'\n3\n" },
     { "goes on after an error that is no text", "error({})\nerror()\n2\n", "error object: {}\nerror object: nil\n2\n" },
     { "does not take bytecode", "\27LJ\n2\n", "stdin: cannot load incompatible bytecode\n2\n", "attempt to load" },
+    { "keeps what a line declares local", "local a, b = 3, 4\na + b\nlocal function f() return a end\nf()\n", "7\n3\n" },
+    { "takes a local without a value", "local z\nz\n", "nil\n" },
     { "explains", "? cf.arange\n", "cf.arange(first, last[, step[, options]])\n", "prefix" },
     { "explains methods", "?tensor.narrow\n", "t:narrow(dim, start, length)\n", "prefix" },
     { "explains a method by its bare name", "? narrow\n", "t:narrow(dim, start, length)\n", "prefix" },

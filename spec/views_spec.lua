@@ -80,6 +80,29 @@ describe("an index", function()
   end)
 end)
 
+describe("an index of nil", function()
+  it("is refused, and writes nothing", function()
+    local t = cf.ones { 2, 2 }
+    for _, key in ipairs { "nothing", "gap" } do
+      local index = key == "gap" and { 1, nil, 2 } or nil
+      assert.has_error(function() return t[index] end)
+      assert.has_error(function() t[index] = 0 end)
+    end
+    assert.are.equal(4, t:sum())
+  end)
+end)
+
+describe("a tensor", function()
+  it("says which operators it lacks", function()
+    local t = cf.ones { 2 }
+    for _, f in ipairs { function() return t ^ 2 end, function() return t % 2 end, function() return t(1) end } do
+      local ok, message = pcall(f)
+      assert.is_false(ok)
+      assert.matches("tensor", message)
+    end
+  end)
+end)
+
 describe("a view", function()
   it("narrows", function()
     assert.tensor(count():narrow(3, 2, 2):narrow(1, -1, 1), { { { 14, 15 }, { 18, 19 }, { 22, 23 } } })

@@ -35,12 +35,14 @@ static cuflash_status out_of_memory(const char *what, size_t bytes, const cuflas
         char text[32];
         snprintf(limit, sizeof limit, ", limit %s", human_bytes(text, (double)now->limit_bytes));
     }
-    return cuflash_fail(CUFLASH_OUT_OF_MEMORY, "%s: cannot allocate %s on cpu (%s held by %lld tensors%s)", what,
+    return cuflash_fail(CUFLASH_OUT_OF_MEMORY, "%s: cannot allocate %s on cpu (%s held by %lld tensor%s%s)", what,
                         human_bytes(wanted, (double)bytes), human_bytes(held, (double)now->live_bytes),
-                        (long long)now->live_storages, limit);
+                        (long long)now->live_storages, now->live_storages == 1 ? "" : "s", limit);
 }
 
-/* Takes bytes on the account if the limit allows. */
+/* Takes bytes on the account if the limit allows; REFUSED never is. Either way the account is left in *now. */
+static const size_t REFUSED = SIZE_MAX;
+
 static bool account_take(size_t bytes, int storages, cuflash_memory_stats *now) {
     pthread_mutex_lock(&mutex);
     bool fits = bytes <= INT64_MAX && (account.limit_bytes == 0 || (int64_t)bytes <= account.limit_bytes - account.live_bytes);
@@ -70,12 +72,11 @@ static void *allocate(size_t bytes) {
 cuflash_status cuflash_storage_new(cuflash_storage **out, int device, size_t bytes, const char *what) {
     CUFLASH_TRY(cuflash_device_check(device));
     cuflash_memory_stats now;
-    if (!account_take(bytes, 1, &now)) return out_of_memory(what, bytes, &now);
     cuflash_storage *storage = malloc(sizeof *storage);
-    void *data = storage ? allocate(bytes) : NULL;
-    if (!data) {
+    void *data = storage ? allocate(bytes) : NULL; /* large memory is not touched yet, so the account may still refuse */
+    if (!account_take(data ? bytes : REFUSED, 1, &now)) {
+        free(data);
         free(storage);
-        account_return(bytes, 1);
         return out_of_memory(what, bytes, &now);
     }
     atomic_init(&storage->references, 1);
@@ -106,11 +107,13 @@ cuflash_status cuflash_workspace_new(void **out, int device, size_t bytes, const
     if (bytes == 0) return CUFLASH_SUCCESS;
     CUFLASH_TRY(cuflash_device_check(device));
     cuflash_memory_stats now;
-    if (!account_take(bytes, 0, &now)) return out_of_memory(what, bytes, &now);
-    *out = allocate(bytes);
-    if (*out) return CUFLASH_SUCCESS;
-    account_return(bytes, 0);
-    return out_of_memory(what, bytes, &now);
+    void *data = allocate(bytes);
+    if (!account_take(data ? bytes : REFUSED, 0, &now)) {
+        free(data);
+        return out_of_memory(what, bytes, &now);
+    }
+    *out = data;
+    return CUFLASH_SUCCESS;
 }
 
 void cuflash_workspace_release(void *workspace, int device, size_t bytes) {

@@ -114,7 +114,8 @@ local function gradient(name, argument, given, like, kind)
   return memory.empty(name, kind or dtype.of(like), like.handle.device, handle.sizes(like))
 end
 
---- The gradients of q, k and v from the gradient of o. May be called more than once.
+--- The gradients of q, k and v from the gradient of o. May be called more than once. It reads q, k, v and o again, which
+-- the context holds without copying: changing them in between changes the gradients.
 -- @tparam Tensor d_o shaped like o
 -- @tparam[opt] table options dq, dk, dv: tensors to write to, or false for a gradient that is not wanted
 -- @treturn Tensor dq
@@ -178,7 +179,7 @@ local kernels = {
 
 --- Attention: softmax(scale * q k^T) v for every batch and head, in O(seq) memory.
 -- The dtype is float32, float16 or bfloat16, one for all; the last dimension must be contiguous, the others may have
--- any strides. heads is a multiple of heads_kv: query head h reads KV head h / (heads / heads_kv). A causal query i
+-- any strides. heads is a multiple of heads_kv: query heads 1 to heads / heads_kv read KV head 1, and so on. A causal query i
 -- sees keys up to i + seq_k - seq_q; one that sees none gives o = 0 and lse = -inf.
 -- @tparam Tensor q [batch x heads x seq_q x head_dim]
 -- @tparam Tensor k [batch x heads_kv x seq_k x head_dim]

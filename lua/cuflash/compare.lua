@@ -16,8 +16,7 @@ local Report = {}
 Report.__index = Report
 
 function Report:__tostring()
-  local measures = ("largest difference %.3g, relative %.3g, in norm %.3g"):format(self.max_abs, self.max_rel,
-    self.rel_norm)
+  local measures = ("relative error %.3g (in norm), largest difference %.3g"):format(self.rel_norm, self.max_abs)
   if self.n_bad == 0 then return ("close: %d elements, %s"):format(self.numel, measures) end
   return ("not close: %d of %d elements differ by more than %.3g + %.3g * |expected|; worst at {%s}: got %.9g, expected %.9g; %s")
     :format(self.n_bad, self.numel, self.atol, self.rtol, table.concat(self.worst_index, ", "), self.worst_actual,

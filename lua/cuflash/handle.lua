@@ -8,7 +8,14 @@ local handle = {}
 
 -- Whoever makes one owns a reference to its storage; cuflash.tensor gives the type its metatable, whose __gc
 -- gives the reference back.
-handle.type = ffi.typeof "struct { cuflash_tensor handle; }"
+-- LuaJIT's own messages show its name. A type keeps its metatable, so a module loaded anew declares another.
+local name, serial = "struct cf_tensor", 1
+while pcall(ffi.typeof, name) do
+  serial = serial + 1
+  name = "struct cf_tensor_" .. serial
+end
+ffi.cdef(name .. " { cuflash_tensor handle; };")
+handle.type = ffi.typeof(name)
 
 local tensor_type = handle.type
 

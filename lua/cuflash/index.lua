@@ -41,13 +41,13 @@ local function resolve(name, tensor, key)
   local h = tensor.handle
   local ndim = h.ndim
   local entries = key
+  if key == nil then raise("%s: expected a number or a table, got nil", name) end
   if type(key) ~= "table" then
     if ndim == 0 then raise("%s: a tensor of no dimensions cannot be indexed; use :item()", name) end
     entries = { key }
   end
-  if not checks.is_sequence(entries) or #entries > ndim then
-    raise("%s: expected at most %d entries (one a dimension), got %d", name, ndim, #entries)
-  end
+  if not checks.is_sequence(entries) then raise("%s: expected a list of entries, got a table with gaps or other keys", name) end
+  if #entries > ndim then raise("%s: expected at most %d entries (one a dimension), got %d", name, ndim, #entries) end
   local selected = 0
   for dim = 1, #entries do
     if type(entries[dim]) ~= "table" then

@@ -9,7 +9,8 @@
 -- at the caller's line; what can fail in good use (a missing file) returns nil and a message.
 -- @module cuflash
 
-local ffi = require "ffi"
+local has_ffi, ffi = pcall(require, "ffi")
+if not has_ffi then error("cuflash needs LuaJIT (its ffi module); this is " .. _VERSION, 0) end
 local library = require "cuflash.library"
 local errors = require "cuflash.errors"
 local tensor = require "cuflash.tensor"

@@ -97,7 +97,9 @@ function repl.compile(text, name)
       return function() return chunk(function(...) return ... end) end
     end
   end
-  local chunk, message = load(text, name, "t")
+  -- a local would be gone with its line, so one that a line begins with is made a global
+  local chunk, message = load((text:gsub("^(%s*)local%s+", "%1", 1)), name, "t")
+  if not chunk or text:find "^%s*local%s+[%w_%s,]*$" then chunk, message = load(text, name, "t") end
   if chunk then
     jit.off(chunk, true)
     return chunk

@@ -138,6 +138,10 @@ local function unordered()
 end
 metatable.__lt, metatable.__le = unordered, unordered
 
+function metatable.__pow() errors.raise("tensors have no operator ^; multiply, or use :exp() and :log()") end
+function metatable.__mod() errors.raise("tensors have no operator %") end
+function metatable.__call() errors.raise("a tensor is not a function; index it with t[1] or t[{1, {}, {1, 8}}]") end
+
 for name, method in pairs(arithmetic.metamethods) do metatable[name] = method end
 
 ffi.metatype(handle.type, metatable)

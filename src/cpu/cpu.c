@@ -56,7 +56,7 @@ static void choose(void) {
         }
         strcat(strcat(names, *names ? ", " : ""), name);
     }
-    snprintf(refusal, sizeof refusal, "CUFLASH_CPU_ISA: expected one that this machine runs (%s), got '%.64s'", names, wanted);
+    snprintf(refusal, sizeof refusal, "the environment variable CUFLASH_CPU_ISA: expected one that this machine runs (%s), got '%.64s'", names, wanted);
 }
 
 const char *cuflash_cpu_isa(void) {

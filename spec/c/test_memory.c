@@ -57,7 +57,7 @@ static void test_limit_on_tensors(void) {
     memset(&u, 0x5a, sizeof u);
     cuflash_tensor before = u;
     /* the sizes: asked for, held, limit (2 KiB more where nothing else lives) */
-    CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "tensor_empty|4.01 KiB|2.00 KiB|1 tensors|limit 6.00 KiB",
+    CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "tensor_empty|4.01 KiB|2.00 KiB|1 tensor,|limit 6.00 KiB",
                 cuflash_tensor_empty(&u, CUFLASH_BFLOAT16, CUFLASH_CPU, 1, SHAPE(2053)));
     CHECK(memcmp(&u, &before, sizeof u) == 0);
     CHECK(stats().live_bytes == start.live_bytes && stats().live_storages == start.live_storages);
@@ -90,6 +90,17 @@ static void test_limit_on_tensors(void) {
     cuflash_tensor_release(&turned);
     cuflash_tensor_release(&t);
     check_in("%s", "");
+}
+
+/* What the system itself refuses leaves no trace in the account. */
+static void test_refused_by_the_system(void) {
+    cuflash_memory_stats before, after;
+    cuflash_tensor t;
+    CHECK_OK(cuflash_memory_get_stats(CUFLASH_CPU, &before));
+    CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "tensor_empty|EiB",
+                cuflash_tensor_empty(&t, CUFLASH_FLOAT32, CUFLASH_CPU, 1, SHAPE(INT64_C(1) << 59)));
+    CHECK_OK(cuflash_memory_get_stats(CUFLASH_CPU, &after));
+    CHECK(memcmp(&before, &after, sizeof before) == 0);
 }
 
 /* Attention takes its workspace from the same account; a workspace of the caller's needs none. */
@@ -188,6 +199,7 @@ int main(void) {
     test_stats();
     test_refusals();
     test_limit_on_tensors();
+    test_refused_by_the_system();
     test_limit_on_attention();
     test_threads();
     CHECK(check_live_bytes() == live);

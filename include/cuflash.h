@@ -310,7 +310,7 @@ typedef struct cuflash_attention {
     const cuflash_tensor *d_o; /* backward: input; the next three are its outputs */
     const cuflash_tensor *dq, *dk, *dv;
     uint32_t flags;            /* CUFLASH_CAUSAL and so on, or-ed together */
-    float scale;               /* with CUFLASH_SCALE; without it 1 / sqrt(head_dim) */
+    float scale;               /* with CUFLASH_SCALE; without it 0, and 1 / sqrt(head_dim) is used */
     cudaStream_t stream;       /* CUDA tensors only */
     void *workspace;           /* NULL: the call takes memory of its own and gives it back */
     size_t workspace_bytes;    /* size of workspace, at least what cuflash_attention_workspace says */
@@ -336,7 +336,7 @@ CUFLASH_API cuflash_status cuflash_attention_forward(const cuflash_attention *at
 CUFLASH_API cuflash_status cuflash_attention_backward(const cuflash_attention *attention);
 
 /* Bytes of workspace a pass needs, 64-byte aligned, on the tensors' device. Checks its arguments as the pass
- * itself would, but q, k and v suffice. */
+ * itself would, but q, k and v suffice. On the CPU it grows with cuflash_get_num_threads(). */
 CUFLASH_API cuflash_status cuflash_attention_workspace(const cuflash_attention *attention,
                                                        cuflash_pass pass, size_t *bytes);
 
@@ -384,7 +384,8 @@ CUFLASH_API int cuflash_attention_backward_f16(const void *Q, const void *K, con
 /* ---- The CPU backend and long calls ------------------------------------------------------------- */
 
 /* The instruction set the CPU kernels run with: "baseline", "avx2" or "avx512". The best one the machine has,
- * unless the environment variable CUFLASH_CPU_ISA names another (read at the first use). */
+ * unless the environment variable CUFLASH_CPU_ISA names another (read at the first use); "none" where it names one that
+ * cannot run here, which every attention call then says. */
 CUFLASH_API const char *cuflash_cpu_isa(void);
 
 /* Threads a call on the CPU may use; at first what OpenMP says (OMP_NUM_THREADS, or all cores). */

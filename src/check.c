@@ -75,6 +75,9 @@ static cuflash_status check_devices(const char *fn, const role *roles, int count
 }
 
 static cuflash_status check_scale(const char *fn, const cuflash_attention *a, cuflash_problem *p) {
+    if (!(a->flags & CUFLASH_SCALE) && a->scale != 0)
+        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: field 'scale': it is set to %g, but 'flags' lack CUFLASH_SCALE", fn,
+                            (double)a->scale);
     p->scale = a->flags & CUFLASH_SCALE ? (double)a->scale : 1 / sqrt((double)p->head_dim);
     if (isfinite(p->scale)) return CUFLASH_SUCCESS;
     return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: argument 'scale': expected a finite number, got %g", fn, p->scale);

@@ -26,7 +26,7 @@ typedef struct {
 cuflash_status cuflash_map(cuflash_names names, const cuflash_tensor *out, const cuflash_tensor *a, const cuflash_tensor *b,
                            cuflash_map_fn fn, void *context);
 
-/* Reads one or two tensors of the same shape, in groups of elements that depend only on the shape: fn is called on
+/* Reads one or two tensors of the same shape, in groups of elements that depend only on shape and strides: fn is called on
  * group number 0 ... CUFLASH_GROUPS - 1, several times each, in row-major order within a group, and different
  * groups run in parallel. Empty groups are not called. */
 enum { CUFLASH_GROUPS = 256 };

@@ -16,6 +16,7 @@ static atomic_bool catching;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static int running;
 static bool installed;
+static atomic_bool spent; /* has a SIGINT taken the handler away again? */
 static struct sigaction previous;
 
 void cuflash_interrupt(void) {
@@ -28,18 +29,26 @@ bool cuflash_catch_sigint(bool on) {
 
 static void on_sigint(int signal_number) {
     cuflash_interrupt();
+    atomic_store(&spent, true);
     sigaction(signal_number, &previous, NULL); /* a second Ctrl-C is not ours */
+}
+
+static bool install(void) {
+    struct sigaction ours = {.sa_handler = on_sigint, .sa_flags = SA_RESTART};
+    sigemptyset(&ours.sa_mask);
+    atomic_store(&spent, false);
+    return sigaction(SIGINT, &ours, NULL) == 0;
 }
 
 unsigned cuflash_interruptible_begin(void) {
     unsigned ticket = atomic_load(&epoch);
     pthread_mutex_lock(&mutex);
     running++;
-    if (atomic_load(&catching) && !installed) {
-        struct sigaction ours = {.sa_handler = on_sigint, .sa_flags = SA_RESTART};
-        sigemptyset(&ours.sa_mask);
-        installed = sigaction(SIGINT, NULL, &previous) == 0 && sigaction(SIGINT, &ours, NULL) == 0;
-    }
+    /* One that is ignored, as in a background job, stays so. */
+    if (atomic_load(&catching) && !installed)
+        installed = sigaction(SIGINT, NULL, &previous) == 0 && previous.sa_handler != SIG_IGN && install();
+    else if (installed && atomic_exchange(&spent, false))
+        install();
     pthread_mutex_unlock(&mutex);
     return ticket;
 }

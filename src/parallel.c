@@ -1,6 +1,7 @@
 #include "parallel.h"
 
 #include <omp.h>
+#include <pthread.h>
 #include <stdatomic.h>
 
 /* The thread sanitizer does not see OpenMP's fork and join; these tell it. Only the function with the parallel
@@ -15,9 +16,21 @@ void __tsan_release(void *address);
 #define NOT_CHECKED
 #endif
 
+/* OpenMP's threads do not survive fork. A child whose parent had them would wait for them forever: it works alone. */
+static atomic_bool started, forked;
+
+static void in_child(void) {
+    atomic_store(&forked, atomic_load(&started));
+}
+
+__attribute__((constructor)) static void watch_for_forks(void) {
+    pthread_atfork(NULL, NULL, in_child);
+}
+
 static atomic_int chosen_threads; /* 0: what OpenMP says */
 
 int cuflash_get_num_threads(void) {
+    if (atomic_load(&forked)) return 1;
     int threads = atomic_load(&chosen_threads);
     return threads > 0 ? threads : omp_get_max_threads();
 }
@@ -54,6 +67,7 @@ NOT_CHECKED void cuflash_parallel_for(int threads, int64_t count, int64_t grain,
         if (count > 0) fn(context, 0, count, 0);
         return;
     }
+    atomic_store(&started, true);
     share work = {.count = count, .grain = grain, .fn = fn, .context = context};
     atomic_init(&work.next, 0);
     __tsan_release(&work);

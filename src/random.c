@@ -1,5 +1,6 @@
 /* Filling tensors with random numbers. Element i takes word i % 4 of block offset + i / 4; a float64 uniform takes
  * two words, i % 2 of block offset + i / 2. */
+#include <float.h>
 #include <math.h>
 
 #include "element.h"
@@ -22,8 +23,13 @@ static int uniform_bits(cuflash_dtype dtype) {
     return dtype == CUFLASH_FLOAT16 ? 11 : dtype == CUFLASH_BFLOAT16 ? 8 : 24;
 }
 
+static double largest(cuflash_dtype dtype) {
+    return dtype == CUFLASH_FLOAT16 ? 65504 : dtype == CUFLASH_BFLOAT16 ? 0x1.fep127 : (double)FLT_MAX;
+}
+
 static double round_up(cuflash_dtype dtype, double x) {
     double rounded = cuflash_round_to(dtype, x);
+    if (rounded == -INFINITY) return -largest(dtype);
     for (double step = x - rounded; rounded < x; step *= 2) rounded = cuflash_round_to(dtype, x + step);
     return rounded;
 }

@@ -31,8 +31,12 @@ typedef struct {
     double *prob;            /* [seq_k] */
 } rows;
 
-static size_t scratch_size(const cuflash_problem *p) {
-    return (size_t)(2 * p->seq_k * (p->head_dim + p->head_dim_v) + 2 * p->head_dim + 2 * p->head_dim_v + p->seq_k);
+/* Doubles a thread needs; false where that does not fit 64 bits (expanded views can be that long). */
+static bool scratch_size(const cuflash_problem *p, size_t *doubles) {
+    int64_t dims = 2 * (p->head_dim + p->head_dim_v), size;
+    if (__builtin_mul_overflow(p->seq_k, dims + 1, &size) || __builtin_add_overflow(size, dims, &size)) return false;
+    *doubles = (size_t)size;
+    return true;
 }
 
 static rows lay_out(const cuflash_problem *p, double *scratch) {
@@ -143,8 +147,10 @@ cuflash_status cuflash_reference_run(const cuflash_problem *p, cuflash_pass pass
     int64_t units = p->batch * p->heads_kv;
     int threads = cuflash_get_num_threads();
     if (threads > units) threads = (int)units;
-    work w = {.p = p, .pass = pass, .ticket = ticket, .scratch_each = scratch_size(p)};
-    size_t bytes = (size_t)threads * w.scratch_each * sizeof(double);
+    work w = {.p = p, .pass = pass, .ticket = ticket};
+    size_t bytes;
+    if (!scratch_size(p, &w.scratch_each) || __builtin_mul_overflow(w.scratch_each, (size_t)threads * sizeof(double), &bytes))
+        return cuflash_fail(CUFLASH_OUT_OF_MEMORY, "reference: the workspace of this problem does not fit 64 bits");
     void *scratch;
     CUFLASH_TRY(cuflash_workspace_new(&scratch, CUFLASH_CPU, bytes, "reference"));
     w.scratch = scratch;

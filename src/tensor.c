@@ -144,7 +144,7 @@ static cuflash_status describe(const char *fn, cuflash_tensor *t, cuflash_dtype 
                                 "%s: argument 'strides': expected at least 0 in dimension %d, got %lld", fn, i,
                                 (long long)strides[i]);
         int64_t reach;
-        fits = fits && !__builtin_mul_overflow(count, shape[i], &count) &&
+        fits = fits && t->stride[i] < INT64_MAX / 8 && !__builtin_mul_overflow(count, shape[i], &count) &&
                !__builtin_mul_overflow(shape[i] - 1, t->stride[i], &reach) && !__builtin_add_overflow(last, reach, &last);
     }
     int64_t limit = INT64_MAX / 8 - 1; /* in elements of any dtype */

@@ -1,5 +1,8 @@
 /* The attention calls on tensors: right results that depend on nothing they should not, and refusals that leave no
  * trace. Run once per instruction set: with CUFLASH_CPU_ISA set, see test_isa.c for when that is skipped. */
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <pthread.h>
 
 #include "attention_case.h"
@@ -659,6 +662,77 @@ static void test_callers(void) {
     check_in("%s", "");
 }
 
+/* Scores so large that their log-sum-exp is infinite in float32: backward may not take it at its word. */
+static void test_overflowed_lse(void) {
+    const double queries[] = {10, -10};
+    for (int i = 0; i < 2; i++) {
+        check_in("a log-sum-exp of %s", i ? "-inf" : "inf");
+        const int64_t shape[] = {1, 1, 3, 4}, flat[] = {1, 1, 3};
+        cuflash_tensor t[7], lse;
+        for (int k = 0; k < 7; k++) REQUIRE_OK(cuflash_tensor_empty(&t[k], CUFLASH_FLOAT32, CUFLASH_CPU, 4, shape));
+        REQUIRE_OK(cuflash_tensor_empty(&lse, CUFLASH_FLOAT32, CUFLASH_CPU, 3, flat));
+        cuflash_generator g = {.seed = 3};
+        REQUIRE_OK(cuflash_tensor_fill(&t[0], queries[i]));
+        REQUIRE_OK(cuflash_tensor_fill(&t[1], 1));
+        for (int k = 2; k < 7; k++) REQUIRE_OK(cuflash_random_normal(&t[k], &g, 0, 1));
+        cuflash_attention a = {.struct_size = sizeof a, .q = &t[0], .k = &t[1], .v = &t[2], .o = &t[3], .lse = &lse};
+        a.d_o = &t[4], a.dv = &t[5], a.flags = CUFLASH_SCALE, a.scale = 1e38f;
+        CHECK_OK(cuflash_attention_forward(&a));
+        double value;
+        CHECK_OK(cuflash_tensor_get(&lse, (const int64_t[]){0, 0, 0}, &value));
+        CHECK(isinf(value) && (value < 0) == (i == 1));
+        CHECK_OK(cuflash_attention_backward(&a));
+        a.dv = &t[6];
+        CHECK_OK(cuflash_reference_backward(&a));
+        cuflash_close_report report;
+        CHECK_OK(cuflash_tensor_compare(&t[5], &t[6], 0, 0, false, &report));
+        CHECK_F(report.rel_norm <= 5e-6, "got %g", report.rel_norm);
+        for (int k = 0; k < 7; k++) cuflash_tensor_release(&t[k]);
+        cuflash_tensor_release(&lse);
+    }
+    check_in("%s", "");
+}
+
+/* Expanded views can be so long that no workspace fits; that is an error, not a small number. */
+static void test_endless_keys(void) {
+    check_in("endless keys");
+    const int64_t one[] = {1, 1, 1, 1}, many[] = {1, 1, INT64_C(1) << 59, 1};
+    cuflash_tensor q, k, o;
+    REQUIRE_OK(cuflash_tensor_empty(&q, CUFLASH_FLOAT32, CUFLASH_CPU, 4, one));
+    REQUIRE_OK(cuflash_tensor_empty(&o, CUFLASH_FLOAT32, CUFLASH_CPU, 4, one));
+    REQUIRE_OK(cuflash_tensor_expand(&k, &q, 4, many));
+    cuflash_attention a = {.struct_size = sizeof a, .q = &q, .k = &k, .v = &k, .o = &o};
+    size_t bytes = 0;
+    CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "", cuflash_attention_workspace(&a, CUFLASH_BACKWARD, &bytes));
+    CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "", cuflash_reference_forward(&a));
+    cuflash_tensor_release(&q);
+    cuflash_tensor_release(&k);
+    cuflash_tensor_release(&o);
+    check_in("%s", "");
+}
+
+#ifndef __SANITIZE_THREAD__ /* which does not follow a fork of several threads */
+/* A child of a process that has used threads can go on computing. */
+static void test_fork(void) {
+    check_in("fork");
+    const shape_case shape = {1, 8, 8, 200, 200, 64, 64, false, 0};
+    fixture f;
+    fixture_make(&f, &shape, CUFLASH_FLOAT32, DENSE, 5);
+    CHECK_OK(cuflash_set_num_threads(2));
+    REQUIRE_OK(cuflash_attention_forward(&f.a));
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(60);
+        _exit(cuflash_attention_forward(&f.a) == CUFLASH_SUCCESS ? 0 : 1);
+    }
+    int status = -1;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+    REQUIRE_OK(cuflash_attention_forward(&f.a));
+    fixture_free(&f);
+    check_in("%s", "");
+}
+#endif
+
 int main(void) {
     isa_require();
     int64_t live = check_live_bytes();
@@ -675,5 +749,10 @@ int main(void) {
     test_overlap();
     test_callers();
     CHECK(check_live_bytes() == live);
+    test_overflowed_lse();
+    test_endless_keys();
+#ifndef __SANITIZE_THREAD__
+    test_fork();
+#endif
     return check_result();
 }

@@ -18,7 +18,8 @@ static bool always(void) {
 
 #ifdef CUFLASH_X86_VARIANTS
 static bool has_avx2(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    /* All of them have F16C, which not every compiler can ask for. */
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
 static bool has_avx512(void) {
@@ -56,7 +57,8 @@ static void choose(void) {
         }
         strcat(strcat(names, *names ? ", " : ""), name);
     }
-    snprintf(refusal, sizeof refusal, "the environment variable CUFLASH_CPU_ISA: expected one that this machine runs (%s), got '%.64s'", names, wanted);
+    snprintf(refusal, sizeof refusal,
+             "the environment variable CUFLASH_CPU_ISA: expected one that this machine runs (%s), got '%.64s'", names, wanted);
 }
 
 const char *cuflash_cpu_isa(void) {
@@ -101,9 +103,9 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     plan->units = plan->pairs * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
     plan->threads = worthwhile_threads(p, threads, plan->units);
     plan->scratch_floats = round_up(kernels->scratch_floats(plan, p, pass), 16);
-    plan->partial_floats = pass == CUFLASH_FORWARD ? 0 : round_up(p->seq_k * (plan->pad_d + plan->pad_dv), 16);
     int64_t floats = 0, partials = 0;
-    if (__builtin_mul_overflow(plan->threads, plan->scratch_floats, &floats) ||
+    if ((pass == CUFLASH_BACKWARD && __builtin_mul_overflow(p->seq_k, plan->pad_d + plan->pad_dv, &plan->partial_floats)) ||
+        __builtin_mul_overflow(plan->threads, plan->scratch_floats, &floats) ||
         __builtin_mul_overflow(plan->units, plan->partial_floats, &partials) ||
         __builtin_add_overflow(floats, partials, &floats) || floats > INT64_MAX / 4)
         return cuflash_fail(CUFLASH_OUT_OF_MEMORY, "attention: the workspace of this problem does not fit 64 bits");

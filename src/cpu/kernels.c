@@ -22,7 +22,7 @@
 #include "gemm.h"
 #include "interrupt.h"
 
-enum { BLOCK_M = 64, BLOCK_N = 96 };
+enum { BLOCK_M = 64, BLOCK_N = 96, ALIGNMENT = 64 };
 
 static const float LOG2E = 1.44269504f;
 
@@ -214,7 +214,7 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
 
 static int64_t scratch_floats(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass) {
     scratch w;
-    return lay_out(plan, p, pass, NULL, &w);
+    return lay_out(plan, p, pass, (float *)(uintptr_t)ALIGNMENT, &w); /* only the sizes count */
 }
 
 /* A score times this is a logit. Its sign is in the queries: the largest score must be the largest logit. */
@@ -342,8 +342,8 @@ static void forward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int6
 /* A float32 log-sum-exp beyond this is too coarse: exp(s - lse) would be off by |lse| 2^-24. */
 static const float LARGEST_LSE = 32;
 
-static int is_fine(float lse) {
-    return !(fabsf(lse) > LARGEST_LSE) || isinf(lse);
+static int is_fine(float lse, int64_t visible) {
+    return visible == 0 || !(fabsf(lse) > LARGEST_LSE);
 }
 
 /* max and shift of every row, so that its probabilities are 2^((s - max) c + shift): from the log-sum-exp where that
@@ -355,16 +355,16 @@ static void load_softmax(const cuflash_cpu_plan *plan, const cuflash_problem *p,
     float lse[BLOCK_M];
     for (int64_t r = 0; r < block->rows && given; r++) {
         memcpy(lse + r, row_address(plan, block, &p->lse, r), sizeof *lse);
-        enough = enough && is_fine(lse[r]);
+        enough = enough && is_fine(lse[r], block->limit[r]);
     }
     if (!enough) attend(p, block, w, 0, ticket);
     for (int64_t r = 0; r < block->lanes; r++) {
-        if (r < block->rows && !(given && is_fine(lse[r]))) {
+        if (r < block->rows && !(given && is_fine(lse[r], block->limit[r]))) {
             w->shift[r] = sees_nothing(w, r) ? -INFINITY : -log2f(w->sum[r]);
             if (sees_nothing(w, r)) w->max[r] = 0;
         } else {
             w->max[r] = 0;
-            w->shift[r] = r >= block->rows || lse[r] == -INFINITY ? -INFINITY : -lse[r] * LOG2E;
+            w->shift[r] = r >= block->rows || block->limit[r] == 0 ? -INFINITY : -lse[r] * LOG2E;
         }
     }
 }

@@ -23,6 +23,7 @@ enum { VL = 4 };
 
 typedef float vf __attribute__((vector_size(VL * 4)));
 typedef int32_t vi __attribute__((vector_size(VL * 4)));
+typedef uint32_t vu __attribute__((vector_size(VL * 4)));
 typedef float vf_unaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 
 static inline vf v_load(const float *p) {
@@ -60,7 +61,7 @@ static inline vf v_min(vf x, vf y) {
     return -v_max(-x, -y);
 }
 
-/* 2^x, within 1 ulp where the result is a normal number; 0 below 2^-126; NaN for NaN.
+/* 2^x, within 1 ulp where the result is a normal number; 0 below 2^-126, infinity from 2^127.5 on; NaN for NaN.
  * x = n + r with |r| <= 1/2; 2^r is a polynomial of degree 6 (minimax, error 2e-9 relative), 2^n an exponent. */
 static inline vf v_exp2(vf x) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it leaves round(x) in the low bits */
@@ -76,7 +77,7 @@ static inline vf v_exp2(vf x) {
     p = p * r + 0.24022647738456726f;
     p = p * r + 0.6931471824645996f;
     p = p * r + 1.0f;
-    vi exponent = ((vi)shifted << 23) + (127 << 23);
+    vu exponent = ((vu)shifted << 23) + (127u << 23);
     return v_select(tiny, (vf){0}, p * (vf)exponent);
 }
 

@@ -29,16 +29,24 @@ __attribute__((constructor)) static void watch_for_forks(void) {
 
 static atomic_int chosen_threads; /* 0: what OpenMP says */
 
+/* OpenMP ends the process when it cannot start a thread, so no more are asked for than any use could want. */
+static int most_threads(void) {
+    int most = 4 * omp_get_num_procs(), limit = omp_get_thread_limit();
+    if (most < 64) most = 64;
+    return most < limit ? most : limit;
+}
+
 int cuflash_get_num_threads(void) {
     if (atomic_load(&forked)) return 1;
-    int threads = atomic_load(&chosen_threads);
-    return threads > 0 ? threads : omp_get_max_threads();
+    int threads = atomic_load(&chosen_threads), most = most_threads();
+    if (threads == 0) threads = omp_get_max_threads();
+    return threads < most ? threads : most;
 }
 
 cuflash_status cuflash_set_num_threads(int threads) {
-    if (threads < 1 || threads > 65536)
-        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "set_num_threads: argument 'threads': expected 1 to 65536, got %d",
-                            threads);
+    if (threads < 1 || threads > most_threads())
+        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "set_num_threads: argument 'threads': expected 1 to %d, got %d",
+                            most_threads(), threads);
     atomic_store(&chosen_threads, threads);
     return CUFLASH_SUCCESS;
 }

@@ -12,6 +12,15 @@ void cuflash_store_elements(cuflash_dtype dtype, void *dst, int64_t stride, int6
 /* value as the dtype holds it: rounded once. */
 double cuflash_round_to(cuflash_dtype dtype, double value);
 
+/* The larger and the smaller of two; NaN where either is. */
+static inline double cuflash_larger(double x, double y) {
+    return x > y || x != x ? x : y;
+}
+
+static inline double cuflash_smaller(double x, double y) {
+    return x < y || x != x ? x : y;
+}
+
 /* Works on n <= CUFLASH_CHUNK elements, which are number first, first + 1, ... in row-major order of out: a holds
  * the first input and receives the result; b holds the second input. */
 typedef void (*cuflash_map_fn)(void *context, int64_t first, int64_t n, double *a, const double *b);

@@ -68,14 +68,6 @@ cuflash_status cuflash_tensor_set(const cuflash_tensor *tensor, const int64_t *i
 
 /* ---- Binary ------------------------------------------------------------------------------------- */
 
-static inline double larger(double x, double y) {
-    return x > y || x != x ? x : y;
-}
-
-static inline double smaller(double x, double y) {
-    return x < y || x != x ? x : y;
-}
-
 #define FOR_EACH_XY(expr)                                                                                                      \
     for (int64_t i = 0; i < n; i++) {                                                                                          \
         double x = a[i], y = b[i];                                                                                             \
@@ -90,8 +82,8 @@ static void apply_binary(cuflash_binary_op op, int64_t n, double *restrict a, co
     case CUFLASH_SUB: FOR_EACH_XY(x - y);
     case CUFLASH_MUL: FOR_EACH_XY(x * y);
     case CUFLASH_DIV: FOR_EACH_XY(x / y);
-    case CUFLASH_MAXIMUM: FOR_EACH_XY(larger(x, y));
-    case CUFLASH_MINIMUM: FOR_EACH_XY(smaller(x, y));
+    case CUFLASH_MAXIMUM: FOR_EACH_XY(cuflash_larger(x, y));
+    case CUFLASH_MINIMUM: FOR_EACH_XY(cuflash_smaller(x, y));
     }
 }
 

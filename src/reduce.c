@@ -7,8 +7,8 @@
 
 static double combine(cuflash_reduce_op op, double x, double y) {
     switch (op) {
-    case CUFLASH_MAX: return x > y || x != x ? x : y;
-    case CUFLASH_MIN: return x < y || x != x ? x : y;
+    case CUFLASH_MAX: return cuflash_larger(x, y);
+    case CUFLASH_MIN: return cuflash_smaller(x, y);
     default: return x + y;
     }
 }
@@ -134,11 +134,6 @@ typedef struct {
     difference group[CUFLASH_GROUPS];
 } comparison;
 
-/* The larger of two, where NaN is larger than all. */
-static double worse(double x, double y) {
-    return x > y || x != x ? x : y;
-}
-
 /* Is x further off than y? A NaN is further off than any number. */
 static bool exceeds(double x, double y) {
     return y == y && !(x <= y);
@@ -154,8 +149,8 @@ static void compare_chunk(void *context, int group, int64_t first, int64_t n, co
         }
         double gap = fabs(a[i] - b[i]), size = fabs(b[i]);
         bool close = gap <= work->atol + work->rtol * size && isfinite(size);
-        d->max_abs = worse(d->max_abs, gap);
-        if (size != 0) d->max_rel = worse(d->max_rel, gap / size);
+        d->max_abs = cuflash_larger(d->max_abs, gap);
+        if (size != 0) d->max_rel = cuflash_larger(d->max_rel, gap / size);
         d->diff_squares += gap * gap;
         d->expected_squares += size * size;
         if (close) continue;
@@ -197,8 +192,8 @@ cuflash_status cuflash_tensor_compare(const cuflash_tensor *actual, const cuflas
             all.worst_expected = d->worst_expected;
         }
         all.n_bad += d->n_bad;
-        all.max_abs = worse(all.max_abs, d->max_abs);
-        all.max_rel = worse(all.max_rel, d->max_rel);
+        all.max_abs = cuflash_larger(all.max_abs, d->max_abs);
+        all.max_rel = cuflash_larger(all.max_rel, d->max_rel);
         all.diff_squares += d->diff_squares;
         all.expected_squares += d->expected_squares;
     }

@@ -1,0 +1,53 @@
+/* What attention kernels are launched with: one struct by value, the same for every family. C11 and CUDA C. */
+#ifndef CUFLASH_KERNELS_ATTENTION_H
+#define CUFLASH_KERNELS_ATTENTION_H
+
+#include <stdint.h>
+
+/* Strides in elements of a [batch, head, seq, dim] array whose last dimension is contiguous. */
+typedef struct {
+    int64_t batch, head, seq;
+} cuflash_kernel_strides;
+
+typedef struct {
+    const void *q, *k, *v;
+    void *o;            /* forward: output, or NULL: only lse is wanted. backward: input */
+    void *lse;          /* as lse_half says; forward: output, or NULL. backward: input, or NULL */
+    const void *d_o;    /* the rest is for backward alone */
+    void *dq, *dk, *dv; /* outputs; each may be NULL: not wanted */
+
+    /* Workspace of backward. Row arrays are [batch * heads][rows] floats. */
+    float *row_max;   /* what is subtracted from a scaled score in the log2 domain: p = exp2(s * scale_log2 - row_max - */
+    float *row_log;   /* row_log). Rows that see nothing, and rows past seq_q, have row_max = +infinity, row_log = 0 */
+    float *row_delta; /* the sum of o * d_o over a row; 0 past seq_q */
+    float *dq_sum;    /* [batch * heads][rows][dim_padded]: dq before scaling, or NULL: not wanted */
+    int32_t *turn;    /* deterministic: [batch * heads][rows / block_m], zeroed: whose turn it is to add to dq_sum; else NULL */
+
+    cuflash_kernel_strides q_stride, k_stride, v_stride, o_stride, lse_stride, d_o_stride, dq_stride, dk_stride, dv_stride;
+
+    int32_t batch, heads, heads_kv, group; /* group = heads / heads_kv */
+    int32_t seq_q, seq_k;
+    int32_t head_dim, head_dim_v;
+    int32_t rows;       /* seq_q rounded up to whole tiles of the family */
+    int32_t dim_padded; /* of dq_sum */
+    int32_t causal;     /* query i sees keys 0 ... i + seq_k - seq_q */
+    int32_t negative;   /* the scale is below 0: scores are of -q */
+    int32_t lse_half;   /* lse is float16, not float32 */
+    int32_t
+        vector;  /* every row of every array begins at a multiple of 16 bytes and holds whole 16 bytes: head_dim and head_dim_v
+                           are multiples of 16 bytes too */
+    float scale; /* as given, with its sign: what gradients are scaled by */
+    float scale_log2; /* |scale| * log2(e), never 0: what scores are scaled by */
+} cuflash_attention_args;
+
+/* A row of a family's table: what a kernel is made for and what it is launched with. */
+typedef struct {
+    int dim;     /* head dimensions up to this one */
+    int block_m; /* query rows to a tile */
+    int block_n; /* keys to a tile */
+    int stages;  /* tiles of the inner loop in shared memory at a time */
+    int threads;
+    int smem_bytes; /* dynamic shared memory */
+} cuflash_kernel_row;
+
+#endif

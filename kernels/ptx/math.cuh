@@ -1,0 +1,16 @@
+/* Arithmetic that CUDA C has no name for. One instruction a function. */
+#ifndef CUFLASH_PTX_MATH_CUH
+#define CUFLASH_PTX_MATH_CUH
+
+namespace ptx {
+
+/* 2^x, off by at most 2 in the last place; denormal results are 0. */
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+} // namespace ptx
+
+#endif

@@ -1,0 +1,22 @@
+# Tests of the scripts that make and keep what a GPU box needs; included by CMakeLists.txt of this folder.
+
+# The programs and the library find each other, and the compiler's libraries, where they lie together: script/bundle copies them.
+set_property(TARGET cuflash PROPERTY BUILD_RPATH "$ORIGIN")
+get_property(programs DIRECTORY PROPERTY BUILDSYSTEM_TARGETS)
+list(TRANSFORM cuflash_variants PREPEND fma_peak_ OUTPUT_VARIABLE peaks)
+foreach(program IN LISTS programs peaks ITEMS c_api cpp_api)
+  if(TARGET ${program})
+    set_target_properties(${program} PROPERTIES BUILD_RPATH_USE_ORIGIN ON BUILD_RPATH "$ORIGIN/..")
+  endif()
+endforeach()
+
+# tool(name command...): a test of a script, once a build tree is good enough to show what it does.
+function(tool name)
+  if(CUFLASH_SANITIZE OR NOT BUILD_SHARED_LIBS OR no_luajit)
+    register_skipped(tool.${name} tool "the scripts are tested in a build without sanitizers, with a shared library and LuaJIT")
+  else()
+    register(tool.${name} LABELS tool COMMAND ${ARGN} DIRECTORY ${PROJECT_SOURCE_DIR})
+  endif()
+endfunction()
+
+tool(bundle ${CMAKE_CURRENT_SOURCE_DIR}/bundle_test.sh ${PROJECT_BINARY_DIR})

@@ -20,3 +20,5 @@ function(tool name)
 endfunction()
 
 tool(bundle ${CMAKE_CURRENT_SOURCE_DIR}/bundle_test.sh ${PROJECT_BINARY_DIR})
+tool(gpu_record ${CMAKE_CURRENT_SOURCE_DIR}/gpu_record_test.sh)
+tool(gpu_record.committed ${CMAKE_CURRENT_SOURCE_DIR}/gpu_record_test.sh committed)

@@ -98,10 +98,11 @@ CUFLASH_API size_t cuflash_dtype_size(int dtype);
 
 enum { CUFLASH_CPU = -1 };
 
-/* The same handle as CUDA's cudaStream_t and CUstream; NULL is the default stream. Ignored on the CPU. */
+/* The same handle as CUDA's cudaStream_t and CUstream; NULL is the calling thread's stream (see cuflash_set_stream).
+ * Ignored on the CPU. */
 typedef struct CUstream_st *cudaStream_t;
 
-/* Number of CUDA devices that tensors can live on. */
+/* Number of CUDA devices that tensors can live on; 0 where there is no driver or no kernel that it can run. */
 CUFLASH_API int cuflash_cuda_device_count(void);
 
 /* SUCCESS if tensors can live on this device; otherwise an error whose message says why not. */
@@ -109,6 +110,46 @@ CUFLASH_API cuflash_status cuflash_device_check(int device);
 
 /* Waits until all work queued on a device is done. The CPU never has any. */
 CUFLASH_API cuflash_status cuflash_synchronize(int device);
+
+typedef struct cuflash_cuda_device_info {
+    char name[128];
+    int32_t compute_major, compute_minor; /* 9 and 0: sm_90 */
+    int32_t multiprocessors;
+    int32_t shared_bytes;    /* shared memory that a block may ask for */
+    int32_t driver_version;  /* what the driver is for: 13000 is CUDA 13.0 */
+    int32_t toolkit_version; /* what the kernels were compiled with */
+    int64_t total_bytes, free_bytes;
+} cuflash_cuda_device_info;
+
+CUFLASH_API cuflash_status cuflash_cuda_get_device_info(int device, cuflash_cuda_device_info *info);
+
+/* ---- Streams and events ------------------------------------------------------------------------- */
+
+/* Work on a CUDA device is queued on a stream, and calls return before it is done; only what hands numbers to the host
+ * (copies to the CPU, cuflash_tensor_get, reductions to one number, comparisons) waits for it. A fault on the device is
+ * therefore reported by a later call, in CUDA's words.
+ *
+ * These wrap CUDA's own streams and events; those made by anyone else (PyTorch, the CUDA runtime) serve as well. Memory
+ * of tensors is allocated and freed in the order of the stream of the thread that does it: a tensor used on other
+ * streams too must not be released before they are done with it. */
+typedef struct CUevent_st *cudaEvent_t;
+
+CUFLASH_API cuflash_status cuflash_stream_create(int device, cudaStream_t *stream);
+CUFLASH_API cuflash_status cuflash_stream_destroy(int device, cudaStream_t stream);
+CUFLASH_API cuflash_status cuflash_stream_synchronize(int device, cudaStream_t stream);
+CUFLASH_API cuflash_status cuflash_stream_wait_event(int device, cudaStream_t stream, cudaEvent_t event);
+
+/* The stream of the calling thread: every call that is given none, or NULL, uses it. At first NULL, the default
+ * stream. Returns the one before. */
+CUFLASH_API cudaStream_t cuflash_set_stream(cudaStream_t stream);
+
+CUFLASH_API cuflash_status cuflash_event_create(int device, cudaEvent_t *event);
+CUFLASH_API cuflash_status cuflash_event_destroy(int device, cudaEvent_t event);
+CUFLASH_API cuflash_status cuflash_event_record(int device, cudaEvent_t event, cudaStream_t stream);
+CUFLASH_API cuflash_status cuflash_event_synchronize(int device, cudaEvent_t event);
+
+/* Time from start to end, both recorded and done. */
+CUFLASH_API cuflash_status cuflash_event_elapsed(int device, cudaEvent_t start, cudaEvent_t end, float *milliseconds);
 
 /* ---- Memory ------------------------------------------------------------------------------------- */
 
@@ -188,9 +229,13 @@ CUFLASH_API cuflash_status cuflash_tensor_expand(cuflash_tensor *out, const cufl
 
 /* Every result is computed in float64 and rounded once to the dtype of the output. Inputs broadcast
  * to the output's shape: dimensions align from the right, and size 1 (or none) repeats. An input may be the
- * output itself, or any view of its memory. No output may have a stride of 0. */
+ * output itself, or any view of its memory. No output may have a stride of 0.
+ *
+ * The tensors of a call are on one device, where the work is done; only cuflash_tensor_copy and cuflash_tensor_compare take
+ * two. Results are the same bits on every device but for exp and log, whose last bit is the device's, and for the order of
+ * sums, which is each device's own but always the same. */
 
-/* dst = src, converted to dst's dtype and device. */
+/* dst = src, converted to dst's dtype and device; where the dtypes are the same, every bit is kept. */
 CUFLASH_API cuflash_status cuflash_tensor_copy(const cuflash_tensor *dst, const cuflash_tensor *src);
 
 CUFLASH_API cuflash_status cuflash_tensor_fill(const cuflash_tensor *dst, double value);

@@ -11,7 +11,7 @@ typedef struct {
 
 typedef struct {
     const void *q, *k, *v;
-    void *o;            /* forward: output, or NULL: only lse is wanted. backward: input */
+    void *o;            /* forward: output. backward: input */
     void *lse;          /* as lse_half says; forward: output, or NULL. backward: input, or NULL */
     const void *d_o;    /* the rest is for backward alone */
     void *dq, *dk, *dv; /* outputs; each may be NULL: not wanted */
@@ -47,6 +47,7 @@ typedef struct {
     int block_n; /* keys to a tile */
     int stages;  /* tiles of the inner loop in shared memory at a time */
     int threads;
+    int blocks;     /* at a time on a multiprocessor, at least: a bound on registers; 0: none */
     int smem_bytes; /* dynamic shared memory */
 } cuflash_kernel_row;
 

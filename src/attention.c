@@ -3,6 +3,7 @@
 #include "memory.h"
 #include "plan.h"
 #include "reference.h"
+#include "tensor.h"
 
 static cuflash_status finish(const char *fn, unsigned ticket) {
     cuflash_interruptible_end();
@@ -11,27 +12,32 @@ static cuflash_status finish(const char *fn, unsigned ticket) {
                         fn);
 }
 
+static cuflash_status check_workspace(const char *fn, const cuflash_attention *given, size_t needed) {
+    if (given->workspace_bytes < needed)
+        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: field 'workspace_bytes': expected at least %zu, got %zu", fn, needed,
+                            given->workspace_bytes);
+    if ((uintptr_t)given->workspace % 64 != 0)
+        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: field 'workspace': expected a 64-byte aligned address, got %p", fn,
+                            given->workspace);
+    return CUFLASH_SUCCESS;
+}
+
 static cuflash_status run(const char *fn, const cuflash_attention *given, cuflash_pass pass) {
     cuflash_problem problem;
     cuflash_plan plan;
     CUFLASH_TRY(cuflash_problem_check(fn, given, pass, CUFLASH_FOR_KERNELS, &problem));
     CUFLASH_TRY(cuflash_plan_make(&plan, &problem, pass));
-    void *workspace = given->workspace, *own = NULL;
-    if (workspace) {
-        if (given->workspace_bytes < plan.workspace_bytes)
-            return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: field 'workspace_bytes': expected at least %zu, got %zu", fn,
-                                plan.workspace_bytes, given->workspace_bytes);
-        if ((uintptr_t)workspace % 64 != 0)
-            return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: field 'workspace': expected a 64-byte aligned address, got %p",
-                                fn, workspace);
-    } else {
-        CUFLASH_TRY(cuflash_workspace_new(&own, problem.device, plan.workspace_bytes, fn));
-        workspace = own;
-    }
+    void *own = NULL;
+    if (given->workspace) CUFLASH_TRY(check_workspace(fn, given, plan.workspace_bytes));
+    cudaStream_t before = cuflash_set_stream(problem.stream); /* a workspace of our own belongs to the call's stream */
+    cuflash_status status = CUFLASH_SUCCESS;
+    if (!given->workspace) status = cuflash_workspace_new(&own, problem.device, plan.workspace_bytes, fn);
     unsigned ticket = cuflash_interruptible_begin();
-    cuflash_plan_run(&plan, &problem, workspace, ticket);
+    if (status == CUFLASH_SUCCESS) status = cuflash_plan_run(&plan, &problem, own ? own : given->workspace, ticket);
     cuflash_workspace_release(own, problem.device, plan.workspace_bytes);
-    return finish(fn, ticket);
+    cuflash_set_stream(before);
+    cuflash_status end = finish(fn, ticket);
+    return status == CUFLASH_SUCCESS ? end : status;
 }
 
 cuflash_status cuflash_attention_forward(const cuflash_attention *attention) {
@@ -68,9 +74,10 @@ cuflash_status cuflash_attention_plan(const cuflash_attention *attention, cuflas
 static cuflash_status run_reference(const char *fn, const cuflash_attention *given, cuflash_pass pass) {
     cuflash_problem problem;
     CUFLASH_TRY(cuflash_problem_check(fn, given, pass, CUFLASH_FOR_REFERENCE, &problem));
+    char got[CUFLASH_DEVICE_TEXT];
     if (problem.device != CUFLASH_CPU)
-        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: argument 'q': expected a tensor on the CPU, got device %d", fn,
-                            problem.device);
+        return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: argument 'q': expected a tensor on the CPU, got one on %s", fn,
+                            cuflash_device_text(got, problem.device));
     unsigned ticket = cuflash_interruptible_begin();
     cuflash_status status = cuflash_reference_run(&problem, pass, ticket);
     cuflash_status end = finish(fn, ticket);

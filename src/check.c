@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cuda/cuda.h"
 #include "overlap.h"
 #include "problem.h"
 #include "tensor.h"
@@ -66,12 +67,14 @@ static cuflash_status check_overlap(const char *fn, const role *roles, int count
 }
 
 static cuflash_status check_devices(const char *fn, const role *roles, int count) {
+    int device = roles[0].tensor->device;
+    char want[CUFLASH_DEVICE_TEXT], got[CUFLASH_DEVICE_TEXT];
     for (int i = 1; i < count; i++)
-        if (roles[i].tensor && roles[i].tensor->device != roles[0].tensor->device)
-            return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
-                                "%s: argument '%s': expected a tensor on the device of 'q' (%d), got device %d", fn,
-                                roles[i].name, roles[0].tensor->device, roles[i].tensor->device);
-    return cuflash_device_check(roles[0].tensor->device);
+        if (roles[i].tensor && roles[i].tensor->device != device)
+            return cuflash_fail(
+                CUFLASH_INVALID_ARGUMENT, "%s: argument '%s': expected a tensor on the device of 'q', %s, got one on %s", fn,
+                roles[i].name, cuflash_device_text(want, device), cuflash_device_text(got, roles[i].tensor->device));
+    return cuflash_device_check(device);
 }
 
 static cuflash_status check_scale(const char *fn, const cuflash_attention *a, cuflash_problem *p) {
@@ -181,6 +184,6 @@ cuflash_status cuflash_problem_check(const char *fn, const cuflash_attention *gi
     p->device = given->q->device;
     p->causal = given->flags & CUFLASH_CAUSAL;
     p->deterministic = given->flags & CUFLASH_DETERMINISTIC;
-    p->stream = given->stream;
+    p->stream = given->stream ? given->stream : cuflash_cuda_stream();
     return CUFLASH_SUCCESS;
 }

@@ -1,11 +1,13 @@
 #include "memory.h"
 
+#include "cuda/cuda.h"
+
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { ALIGNMENT = 64 };
+enum { ALIGNMENT = 64, MAX_ACCOUNTS = 65 };
 
 struct cuflash_storage {
     atomic_llong references;
@@ -14,9 +16,14 @@ struct cuflash_storage {
     void *data;
 };
 
-/* The CPU's account; guarded by the mutex. */
+/* What is held on the CPU and on each CUDA device; guarded by the mutex. */
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-static cuflash_memory_stats account;
+static cuflash_memory_stats accounts[MAX_ACCOUNTS];
+
+/* Of a device that has passed cuflash_device_check. */
+static cuflash_memory_stats *account_of(int device) {
+    return &accounts[device - CUFLASH_CPU];
+}
 
 static const char *human_bytes(char buffer[32], double bytes) {
     static const char *const units[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
@@ -29,60 +36,101 @@ static const char *human_bytes(char buffer[32], double bytes) {
     return buffer;
 }
 
-static cuflash_status out_of_memory(const char *what, size_t bytes, const cuflash_memory_stats *now) {
-    char wanted[32], held[32], limit[48] = "";
+static cuflash_status out_of_memory(const char *what, int device, size_t bytes, const cuflash_memory_stats *now) {
+    char wanted[32], held[32], limit[48] = "", place[112] = "cpu";
+    if (device != CUFLASH_CPU) {
+        char available[32], total[32];
+        cuflash_cuda_device_info info;
+        snprintf(place, sizeof place, "cuda:%d", device);
+        if (cuflash_cuda_get_device_info(device, &info) == CUFLASH_SUCCESS)
+            snprintf(place, sizeof place, "cuda:%d, which has %s free of %s", device,
+                     human_bytes(available, (double)info.free_bytes), human_bytes(total, (double)info.total_bytes));
+    }
     if (now->limit_bytes > 0) {
         char text[32];
         snprintf(limit, sizeof limit, ", limit %s", human_bytes(text, (double)now->limit_bytes));
     }
-    return cuflash_fail(CUFLASH_OUT_OF_MEMORY, "%s: cannot allocate %s on cpu (%s held by %lld tensor%s%s)", what,
-                        human_bytes(wanted, (double)bytes), human_bytes(held, (double)now->live_bytes),
+    return cuflash_fail(CUFLASH_OUT_OF_MEMORY, "%s: cannot allocate %s on %s (%s held by %lld tensor%s%s)", what,
+                        human_bytes(wanted, (double)bytes), place, human_bytes(held, (double)now->live_bytes),
                         (long long)now->live_storages, now->live_storages == 1 ? "" : "s", limit);
 }
 
-/* Takes bytes on the account if the limit allows; REFUSED never is. Either way the account is left in *now. */
 static const size_t REFUSED = SIZE_MAX;
 
-static bool account_take(size_t bytes, int storages, cuflash_memory_stats *now) {
+/* Takes bytes on the account if the limit allows; REFUSED never is. Either way the account is left in *now. */
+static bool account_take(int device, size_t bytes, int storages, cuflash_memory_stats *now) {
+    cuflash_memory_stats *account = account_of(device);
     pthread_mutex_lock(&mutex);
-    bool fits = bytes <= INT64_MAX && (account.limit_bytes == 0 || (int64_t)bytes <= account.limit_bytes - account.live_bytes);
+    bool fits =
+        bytes <= INT64_MAX && (account->limit_bytes == 0 || (int64_t)bytes <= account->limit_bytes - account->live_bytes);
     if (fits) {
-        account.live_bytes += (int64_t)bytes;
-        account.live_storages += storages;
-        account.total_storages += storages;
-        if (account.live_bytes > account.peak_bytes) account.peak_bytes = account.live_bytes;
+        account->live_bytes += (int64_t)bytes;
+        account->live_storages += storages;
+        account->total_storages += storages;
+        if (account->live_bytes > account->peak_bytes) account->peak_bytes = account->live_bytes;
     }
-    *now = account;
+    *now = *account;
     pthread_mutex_unlock(&mutex);
     return fits;
 }
 
-static void account_return(size_t bytes, int storages) {
+static void account_return(int device, size_t bytes, int storages) {
+    cuflash_memory_stats *account = account_of(device);
     pthread_mutex_lock(&mutex);
-    account.live_bytes -= (int64_t)bytes;
-    account.live_storages -= storages;
+    account->live_bytes -= (int64_t)bytes;
+    account->live_storages -= storages;
     pthread_mutex_unlock(&mutex);
 }
 
-static void *allocate(size_t bytes) {
-    if (bytes > SIZE_MAX - ALIGNMENT) return NULL;
-    return aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+/* Memory without an account, *out is NULL where there is not enough. */
+static cuflash_status allocate(const char *what, int device, size_t bytes, void **out) {
+    *out = NULL;
+    if (bytes > SIZE_MAX - ALIGNMENT) return CUFLASH_SUCCESS;
+    if (device == CUFLASH_CPU) {
+        *out = aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+        return CUFLASH_SUCCESS;
+    }
+    cuflash_cuda_scope scope;
+    CUFLASH_TRY(cuflash_cuda_enter(what, device, &scope));
+    cuflash_status status = cuflash_cuda_allocate(what, device, bytes, cuflash_cuda_stream(), out);
+    cuflash_cuda_leave(&scope);
+    return status;
+}
+
+static void release(int device, void *data) {
+    if (device == CUFLASH_CPU || !data) {
+        free(data);
+        return;
+    }
+    cuflash_cuda_scope scope;
+    if (cuflash_cuda_enter("release", device, &scope) != CUFLASH_SUCCESS)
+        return; /* the process is ending, or the device is lost */
+    cuflash_cuda_free(data, cuflash_cuda_stream());
+    cuflash_cuda_leave(&scope);
+}
+
+/* Memory on the account: of a storage, or of none. A refusal leaves no trace. */
+static cuflash_status obtain(const char *what, int device, size_t bytes, int storages, void **out) {
+    cuflash_memory_stats now;
+    CUFLASH_TRY(allocate(what, device, bytes, out)); /* nothing has touched it yet, so the account may still refuse */
+    if (account_take(device, *out ? bytes : REFUSED, storages, &now)) return CUFLASH_SUCCESS;
+    release(device, *out);
+    *out = NULL;
+    return out_of_memory(what, device, bytes, &now);
 }
 
 cuflash_status cuflash_storage_new(cuflash_storage **out, int device, size_t bytes, const char *what) {
     CUFLASH_TRY(cuflash_device_check(device));
-    cuflash_memory_stats now;
     cuflash_storage *storage = malloc(sizeof *storage);
-    void *data = storage ? allocate(bytes) : NULL; /* large memory is not touched yet, so the account may still refuse */
-    if (!account_take(data ? bytes : REFUSED, 1, &now)) {
-        free(data);
+    if (!storage) return cuflash_fail(CUFLASH_OUT_OF_MEMORY, "%s: cannot allocate %zu bytes on cpu", what, sizeof *storage);
+    cuflash_status status = obtain(what, device, bytes, 1, &storage->data);
+    if (status != CUFLASH_SUCCESS) {
         free(storage);
-        return out_of_memory(what, bytes, &now);
+        return status;
     }
     atomic_init(&storage->references, 1);
     storage->device = device;
     storage->bytes = bytes;
-    storage->data = data;
     *out = storage;
     return CUFLASH_SUCCESS;
 }
@@ -97,8 +145,8 @@ void cuflash_storage_retain(cuflash_storage *storage) {
 
 void cuflash_storage_release(cuflash_storage *storage) {
     if (!storage || atomic_fetch_sub_explicit(&storage->references, 1, memory_order_acq_rel) != 1) return;
-    account_return(storage->bytes, 1);
-    free(storage->data);
+    release(storage->device, storage->data);
+    account_return(storage->device, storage->bytes, 1);
     free(storage);
 }
 
@@ -106,28 +154,20 @@ cuflash_status cuflash_workspace_new(void **out, int device, size_t bytes, const
     *out = NULL;
     if (bytes == 0) return CUFLASH_SUCCESS;
     CUFLASH_TRY(cuflash_device_check(device));
-    cuflash_memory_stats now;
-    void *data = allocate(bytes);
-    if (!account_take(data ? bytes : REFUSED, 0, &now)) {
-        free(data);
-        return out_of_memory(what, bytes, &now);
-    }
-    *out = data;
-    return CUFLASH_SUCCESS;
+    return obtain(what, device, bytes, 0, out);
 }
 
 void cuflash_workspace_release(void *workspace, int device, size_t bytes) {
-    (void)device;
     if (!workspace) return;
-    free(workspace);
-    account_return(bytes, 0);
+    release(device, workspace);
+    account_return(device, bytes, 0);
 }
 
 cuflash_status cuflash_memory_get_stats(int device, cuflash_memory_stats *stats) {
     CUFLASH_TRY(cuflash_device_check(device));
     if (!stats) return cuflash_fail(CUFLASH_NULL_POINTER, "memory_get_stats: argument 'stats': expected a pointer, got NULL");
     pthread_mutex_lock(&mutex);
-    *stats = account;
+    *stats = *account_of(device);
     pthread_mutex_unlock(&mutex);
     return CUFLASH_SUCCESS;
 }
@@ -135,7 +175,7 @@ cuflash_status cuflash_memory_get_stats(int device, cuflash_memory_stats *stats)
 cuflash_status cuflash_memory_reset_peak(int device) {
     CUFLASH_TRY(cuflash_device_check(device));
     pthread_mutex_lock(&mutex);
-    account.peak_bytes = account.live_bytes;
+    account_of(device)->peak_bytes = account_of(device)->live_bytes;
     pthread_mutex_unlock(&mutex);
     return CUFLASH_SUCCESS;
 }
@@ -146,7 +186,7 @@ cuflash_status cuflash_memory_set_limit(int device, int64_t bytes) {
         return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "memory_set_limit: argument 'bytes': expected >= 0, got %lld",
                             (long long)bytes);
     pthread_mutex_lock(&mutex);
-    account.limit_bytes = bytes;
+    account_of(device)->limit_bytes = bytes;
     pthread_mutex_unlock(&mutex);
     return CUFLASH_SUCCESS;
 }

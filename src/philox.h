@@ -7,18 +7,14 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __CUDACC__
-#define CUFLASH_PHILOX_FN static inline __host__ __device__
-#else
-#define CUFLASH_PHILOX_FN static inline
-#endif
+#include "everywhere.h"
 
 typedef struct {
     uint32_t word[4];
 } cuflash_philox_block;
 
 /* Block number `counter` of the stream `seed`. The constants are those of Salmon et al. (SC 2011), table 2. */
-CUFLASH_PHILOX_FN cuflash_philox_block cuflash_philox(uint64_t seed, uint64_t counter) {
+CUFLASH_EVERYWHERE cuflash_philox_block cuflash_philox(uint64_t seed, uint64_t counter) {
     uint32_t x0 = (uint32_t)counter, x1 = (uint32_t)(counter >> 32), x2 = 0, x3 = 0;
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     for (int round = 0; round < 10; round++) {
@@ -35,7 +31,7 @@ CUFLASH_PHILOX_FN cuflash_philox_block cuflash_philox(uint64_t seed, uint64_t co
 }
 
 /* ln((2 x + 1) / 2^33), for a 32-bit x: the logarithm of a number strictly between 0 and 1. */
-CUFLASH_PHILOX_FN double cuflash_philox_log(uint32_t x) {
+CUFLASH_EVERYWHERE double cuflash_philox_log(uint32_t x) {
     double u = (2.0 * (double)x + 1.0) * 0x1p-33, m;
     uint64_t bits;
     memcpy(&bits, &u, sizeof bits);
@@ -53,7 +49,7 @@ CUFLASH_PHILOX_FN double cuflash_philox_log(uint32_t x) {
 }
 
 /* Two independent standard normal numbers from two words, after Box and Muller (1958). */
-CUFLASH_PHILOX_FN void cuflash_philox_normal(uint32_t x0, uint32_t x1, double *z0, double *z1) {
+CUFLASH_EVERYWHERE void cuflash_philox_normal(uint32_t x0, uint32_t x1, double *z0, double *z1) {
     double radius = sqrt(-2.0 * cuflash_philox_log(x0));
     /* The angle: a quadrant, and a rest phi in (-pi/4, pi/4) around the quadrant's middle. */
     double phi = ((double)(x1 & 0x3fffffff) + 0.5 - 536870912.0) * (1.5707963267948966 / 1073741824.0);
@@ -74,7 +70,7 @@ CUFLASH_PHILOX_FN void cuflash_philox_normal(uint32_t x0, uint32_t x1, double *z
 }
 
 /* Uniform in [0, 1) with this many bits, at most 32. */
-CUFLASH_PHILOX_FN double cuflash_philox_uniform(uint32_t x, int bits) {
+CUFLASH_EVERYWHERE double cuflash_philox_uniform(uint32_t x, int bits) {
     return (double)(x >> (32 - bits)) / (double)((uint64_t)1 << bits);
 }
 

@@ -4,12 +4,16 @@
 
 cuflash_status cuflash_plan_make(cuflash_plan *plan, const cuflash_problem *problem, cuflash_pass pass) {
     plan->pass = pass;
+    if (problem->device != CUFLASH_CPU) return cuflash_cuda_plan_make(&plan->cuda, problem, pass, &plan->workspace_bytes);
     return cuflash_cpu_plan_make(&plan->cpu, problem, pass, cuflash_get_num_threads(), &plan->workspace_bytes);
 }
 
 void cuflash_plan_describe(const cuflash_plan *plan, const cuflash_problem *p, char *text, size_t size) {
     char kernel[512];
-    cuflash_cpu_plan_describe(&plan->cpu, p, kernel, sizeof kernel);
+    if (p->device == CUFLASH_CPU)
+        cuflash_cpu_plan_describe(&plan->cpu, p, kernel, sizeof kernel);
+    else
+        cuflash_cuda_plan_describe(&plan->cuda, p, plan->pass, kernel, sizeof kernel);
     snprintf(text, size,
              "pass: %s\n"
              "problem: %s, batch %lld, heads %lld on %lld KV heads, %lld queries x %lld keys, head dim %lld (v %lld), %s, "
@@ -21,6 +25,8 @@ void cuflash_plan_describe(const cuflash_plan *plan, const cuflash_problem *p, c
              (long long)p->head_dim_v, p->causal ? "causal" : "not causal", p->scale, kernel, plan->workspace_bytes);
 }
 
-void cuflash_plan_run(const cuflash_plan *plan, const cuflash_problem *problem, void *workspace, unsigned ticket) {
+cuflash_status cuflash_plan_run(const cuflash_plan *plan, const cuflash_problem *problem, void *workspace, unsigned ticket) {
+    if (problem->device != CUFLASH_CPU) return cuflash_cuda_run(&plan->cuda, problem, plan->pass, workspace);
     cuflash_cpu_run(&plan->cpu, problem, plan->pass, workspace, ticket);
+    return CUFLASH_SUCCESS;
 }

@@ -79,6 +79,36 @@ cuflash_status cuflash_check_output(const char *fn, const char *arg, const cufla
         fn, arg, dim, (long long)tensor->stride[dim]);
 }
 
+static bool broadcasts(const cuflash_tensor *out, const cuflash_tensor *in) {
+    if (in->ndim > out->ndim) return false;
+    for (int i = 1; i <= in->ndim; i++) {
+        int64_t size = in->shape[in->ndim - i];
+        if (size != 1 && size != out->shape[out->ndim - i]) return false;
+    }
+    return true;
+}
+
+cuflash_status cuflash_check_input(const char *fn, const char *arg, const cuflash_tensor *out, const cuflash_tensor *in) {
+    CUFLASH_TRY(cuflash_check_tensor(fn, arg, in));
+    if (broadcasts(out, in)) return CUFLASH_SUCCESS;
+    char have[CUFLASH_SHAPE_TEXT], want[CUFLASH_SHAPE_TEXT];
+    return cuflash_fail(CUFLASH_DIMENSION_MISMATCH, "%s: argument '%s': expected a shape that broadcasts to %s, got %s", fn,
+                        arg, cuflash_shape_text(want, out->ndim, out->shape), cuflash_shape_text(have, in->ndim, in->shape));
+}
+
+const char *cuflash_device_text(char buffer[CUFLASH_DEVICE_TEXT], int device) {
+    if (device == CUFLASH_CPU) return strcpy(buffer, "cpu");
+    snprintf(buffer, CUFLASH_DEVICE_TEXT, "cuda:%d", device);
+    return buffer;
+}
+
+cuflash_status cuflash_check_device(const char *fn, const char *arg, const cuflash_tensor *tensor, int device) {
+    if (tensor->device == device) return CUFLASH_SUCCESS;
+    char want[CUFLASH_DEVICE_TEXT], got[CUFLASH_DEVICE_TEXT];
+    return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s: argument '%s': expected a tensor on %s as the others are, got one on %s",
+                        fn, arg, cuflash_device_text(want, device), cuflash_device_text(got, tensor->device));
+}
+
 bool cuflash_same_shape(const cuflash_tensor *a, const cuflash_tensor *b) {
     if (a->ndim != b->ndim) return false;
     for (int i = 0; i < a->ndim; i++)

@@ -1,4 +1,5 @@
-/* cp.async: copies from global to shared memory that do not wait (sm_80 and later). One instruction a function. */
+/* Shared memory, and cp.async: copies to it from global memory that do not wait (sm_80 and later; before, there is nothing to wait for). One
+ * instruction a function. */
 #ifndef CUFLASH_PTX_COPY_CUH
 #define CUFLASH_PTX_COPY_CUH
 
@@ -10,7 +11,11 @@ __device__ __forceinline__ uint32_t shared_address(const void *pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-/* 16 bytes past L1; zeros where not wanted: source is then not read (but must still be a valid address). */
+__device__ __forceinline__ void store_shared(uint32_t destination, uint32_t value) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(destination), "r"(value) : "memory");
+}
+
+/* 16 bytes past L1; zeros where not wanted: source is then not read. */
 __device__ __forceinline__ void cp_async_16(uint32_t destination, const void *source, bool wanted) {
     int bytes = wanted ? 16 : 0;
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(destination), "l"(source), "r"(bytes)
@@ -18,12 +23,16 @@ __device__ __forceinline__ void cp_async_16(uint32_t destination, const void *so
 }
 
 __device__ __forceinline__ void cp_async_commit() {
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
 }
 
 /* Waits until at most n of this thread's groups are still under way. */
 template <int n> __device__ __forceinline__ void cp_async_wait() {
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+#endif
 }
 
 } // namespace ptx

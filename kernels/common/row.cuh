@@ -1,0 +1,78 @@
+/* Where rows lie, what they see, and the statistics of their scores. */
+#ifndef CUFLASH_COMMON_ROW_CUH
+#define CUFLASH_COMMON_ROW_CUH
+
+#include <cuda_fp16.h>
+#include <math_constants.h>
+
+#include "attention.h"
+
+namespace cuflash {
+
+template <typename T>
+__device__ __forceinline__ T *row_of(void *array, const cuflash_kernel_strides &stride, int batch, int head, int64_t row) {
+    return static_cast<T *>(array) + batch * stride.batch + head * stride.head + row * stride.seq;
+}
+
+template <typename T>
+__device__ __forceinline__ const T *row_of(const void *array, const cuflash_kernel_strides &stride, int batch, int head,
+                                           int64_t row) {
+    return static_cast<const T *>(array) + batch * stride.batch + head * stride.head + row * stride.seq;
+}
+
+/* How many keys, from the first, a query sees; not above seq_k, and 0 or less where it sees none. */
+__device__ __forceinline__ int visible_keys(const cuflash_attention_args &args, int query) {
+    return args.causal ? min(query - args.seq_q + args.seq_k + 1, args.seq_k) : args.seq_k;
+}
+
+/* The first query that sees a key; it may be seq_q or more (none does), and is never below 0. */
+__device__ __forceinline__ int first_query(const cuflash_attention_args &args, int key) {
+    return args.causal ? max(key - args.seq_k + args.seq_q, 0) : 0;
+}
+
+/* Where a row's float is in the workspace's row arrays. */
+__device__ __forceinline__ int64_t row_number(const cuflash_attention_args &args, int batch, int head, int row) {
+    return (static_cast<int64_t>(batch) * args.heads + head) * args.rows + row;
+}
+
+__device__ __forceinline__ int64_t lse_at(const cuflash_attention_args &args, int batch, int head, int row) {
+    return batch * args.lse_stride.batch + head * args.lse_stride.head + row * args.lse_stride.seq;
+}
+
+/* What a row's scores come to: their maximum and the sum of exp2((score - maximum) * scale_log2). A forward's output ... */
+__device__ __forceinline__ void store_lse(const cuflash_attention_args &args, int batch, int head, int row, float max,
+                                          float sum) {
+    if (!args.lse) return;
+    float lse = sum == 0 ? -CUDART_INF_F : max * fabsf(args.scale) + logf(sum);
+    int64_t at = lse_at(args, batch, head, row);
+    if (args.lse_half)
+        static_cast<__half *>(args.lse)[at] = __float2half_rn(lse);
+    else
+        static_cast<float *>(args.lse)[at] = lse;
+}
+
+/* ... and what a backward needs, more exact than the log-sum-exp. */
+__device__ __forceinline__ void store_statistics(const cuflash_attention_args &args, int batch, int head, int row, float max,
+                                                 float sum) {
+    int64_t at = row_number(args, batch, head, row);
+    args.row_max[at] = sum == 0 ? CUDART_INF_F : max * args.scale_log2;
+    args.row_log[at] = sum == 0 ? 0 : log2f(sum);
+}
+
+/* Must the backward compute the statistics of any of these rows? A float32 log-sum-exp will do as long as it is small: its last bit is a
+ * relative error of every probability. For whole blocks. */
+__device__ __forceinline__ bool statistics_needed(const cuflash_attention_args &args, int batch, int head, int first_row,
+                                                  int rows) {
+    constexpr float LARGEST = 32;
+    if (!args.lse || args.lse_half) return true;
+    bool needed = false;
+    for (int row = first_row + threadIdx.x; row < min(first_row + rows, args.seq_q); row += blockDim.x) {
+        float lse = static_cast<const float *>(args.lse)[lse_at(args, batch, head, row)];
+        needed |= !(fabsf(lse) <= LARGEST) && lse != -CUDART_INF_F;
+    }
+    return __syncthreads_or(needed);
+}
+
+} // namespace cuflash
+
+#endif

@@ -1,0 +1,330 @@
+/* Attention backward by mma.sync, after Dao, "FlashAttention-2" (2023): a block keeps a tile of keys and walks the queries that see it, of all
+ * query heads of its KV head. Scores and their gradients are made once, in registers, and pass through shared memory to the three
+ * products that need them; dk and dv stay in registers, dq is added up in float32 in device memory. */
+#include <math_constants.h>
+
+#include "attention.h"
+#include "common/repair.cuh"
+#include "common/row.cuh"
+#include "common/turn.cuh"
+#include "mma/table.h"
+#include "mma/tile.cuh"
+#include "ptx/atomic.cuh"
+#include "ptx/math.cuh"
+
+namespace cuflash {
+
+/* How the warps of a block share out a product: ROWS warps along its rows, the rest along its columns, 16 at a time in turns. A warp's n-th
+ * block of 8 columns begins at column() + step(n); the two have no bits in common within a panel. */
+template <int BLOCK_ROWS, int BLOCK_COLUMNS, int WARPS, int ROWS> struct Share {
+    static constexpr int COLUMNS = WARPS / ROWS;
+    static constexpr int WARP_ROWS = BLOCK_ROWS / ROWS, WARP_COLUMNS = BLOCK_COLUMNS / COLUMNS;
+    static constexpr int MI = WARP_ROWS / 16, NI = WARP_COLUMNS / 8;
+    static_assert(WARP_ROWS % 16 == 0 && WARP_COLUMNS % 16 == 0, "whole blocks of 16x16");
+    static __device__ __forceinline__ int row() {
+        return threadIdx.x / 32 % ROWS * WARP_ROWS;
+    }
+    static __device__ __forceinline__ int column() {
+        return threadIdx.x / 32 / ROWS * 16;
+    }
+    static __device__ __forceinline__ constexpr int step(int n) {
+        return n / 2 * COLUMNS * 16 + n % 2 * 8;
+    }
+};
+
+/* The address of the thread's part of a block, whole rows and whole chunk pairs away from the tile's start. */
+template <typename Shape> __device__ __forceinline__ uint32_t moved(uint32_t lane, int row, int column) {
+    int chunk = column / 8;
+    return (lane ^ chunk % Shape::CHUNKS * 16) + (chunk / Shape::CHUNKS * Shape::ROWS + row) * Shape::PANEL * 2;
+}
+
+template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS> struct Backward {
+    static constexpr int WARPS = THREADS / 32;
+    using QTile = Tile<BLOCK_M, DIM>; /* and dO's */
+    using KTile = Tile<BLOCK_N, DIM>; /* and V's */
+    using STile = Tile<BLOCK_M, BLOCK_N>;
+    /* Squarish pieces: fewest fragments to load. */
+    using Scores = Share<BLOCK_M, BLOCK_N, WARPS, WARPS == 8 && (BLOCK_M == 128 || BLOCK_N == 64) ? 4 : 2>;
+    using Keys = Share<BLOCK_N, DIM, WARPS, WARPS == 8 && BLOCK_N == 128 ? 4 : 2>;
+    using Queries = Share<BLOCK_M, DIM, WARPS, WARPS == 8 && (BLOCK_M == 128 || DIM % 64 != 0) ? 4 : 2>;
+    static constexpr int V_AT = KTile::BYTES, Q_AT = 2 * KTile::BYTES, STAGE_BYTES = 2 * QTile::BYTES,
+                         P_AT = Q_AT + STAGES * STAGE_BYTES, DS_AT = P_AT + STile::BYTES;
+
+    const cuflash_attention_args &args;
+    unsigned char *shared;
+    uint32_t base;
+    int lane, first_key, batch, head_kv;
+
+    float dk[Keys::MI][Keys::NI][4] = {}, dv[Keys::MI][Keys::NI][4] = {};
+
+    __device__ __forceinline__ Backward(const cuflash_attention_args &args, unsigned char *shared)
+        : args(args), shared(shared), base(ptx::shared_address(shared)), lane(threadIdx.x % 32) {
+    }
+
+    /* c += A B; load_left and load_right load fragments at a row or column and a 16-element step of k. */
+    template <typename Share, int K, typename LoadA, typename LoadB>
+    static __device__ __forceinline__ void multiply(float (&c)[Share::MI][Share::NI][4], LoadA load_left, LoadB load_right) {
+        constexpr int MI = Share::MI, NI = Share::NI;
+#pragma unroll
+        for (int k = 0; k < K / 16; k++) {
+            uint32_t a[MI][4];
+#pragma unroll
+            for (int i = 0; i < MI; i++) load_left(a[i], i * 16, k);
+#pragma unroll
+            for (int n = 0; n < NI; n += 2) {
+                uint32_t b[4];
+                load_right(b, Share::step(n), k);
+#pragma unroll
+                for (int i = 0; i < MI; i++) {
+                    ptx::mma_16816<T>(c[i][n], a[i], b[0], b[1]);
+                    ptx::mma_16816<T>(c[i][n + 1], a[i], b[2], b[3]);
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ void load_queries(int head, int tile, int stage) {
+        uint32_t to = base + Q_AT + stage * STAGE_BYTES;
+        const T *q = row_of<T>(args.q, args.q_stride, batch, head, 0),
+                *d_o = row_of<T>(args.d_o, args.d_o_stride, batch, head, 0);
+        load_tile<QTile, THREADS>(to, q, args.q_stride.seq, tile * BLOCK_M, args.seq_q, args.head_dim, args.vector);
+        load_tile<QTile, THREADS>(to + QTile::BYTES, d_o, args.d_o_stride.seq, tile * BLOCK_M, args.seq_q, args.head_dim_v,
+                                  args.vector);
+        ptx::cp_async_commit();
+    }
+
+    /* c = rows of the tile at `left` times rows of the tile at `right`, transposed, less a number of each row: Q K^T or dO V^T. */
+    __device__ __forceinline__ void multiply_rows(float (&c)[Scores::MI][Scores::NI][4], uint32_t left, uint32_t right,
+                                                  const float (&less)[Scores::MI][2]) {
+#pragma unroll
+        for (int i = 0; i < Scores::MI; i++)
+#pragma unroll
+            for (int n = 0; n < Scores::NI; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) c[i][n][e] = -less[i][e / 2];
+        uint32_t a = ptx::anew(lane_a<QTile>(left) + Scores::row() * QTile::PANEL * 2);
+        uint32_t b = ptx::anew(lane_b<KTile>(right) + Scores::column() * KTile::PANEL * 2);
+        multiply<Scores, DIM>(
+            c, [&](uint32_t(&r)[4], int row, int k) { load_a<QTile>(r, a, row, 2 * k); },
+            [&](uint32_t(&r)[4], int row, int k) { load_b<KTile>(r, b, row, 2 * k); });
+    }
+
+    /* dk or dv += X^T Y: X is the tile of P or dS, Y that of Q or dO. */
+    __device__ __forceinline__ void add_keys(float (&c)[Keys::MI][Keys::NI][4], uint32_t x, uint32_t y) {
+        uint32_t a = ptx::anew(moved<STile>(lane_b<STile>(x), 0, Keys::row()));
+        uint32_t b = ptx::anew(moved<QTile>(lane_a<QTile>(y), 0, Keys::column()));
+        multiply<Keys, BLOCK_M>(
+            c, [&](uint32_t(&r)[4], int column, int k) { load_a_trans<STile>(r, a, k * 16, column / 8); },
+            [&](uint32_t(&r)[4], int column, int k) { load_b_trans<QTile>(r, b, k * 16, column / 8); });
+    }
+
+    /* dq of the tile: dS K, added to dq_sum. */
+    __device__ __forceinline__ void add_queries(float *sum) {
+        float c[Queries::MI][Queries::NI][4] = {};
+        uint32_t a = ptx::anew(lane_a<STile>(base + DS_AT) + Queries::row() * STile::PANEL * 2);
+        uint32_t b = ptx::anew(moved<KTile>(lane_a<KTile>(base), 0, Queries::column()));
+        multiply<Queries, BLOCK_N>(
+            c, [&](uint32_t(&r)[4], int row, int k) { load_a<STile>(r, a, row, 2 * k); },
+            [&](uint32_t(&r)[4], int column, int k) { load_b_trans<KTile>(r, b, k * 16, column / 8); });
+        sum += (threadIdx.x / 32) * (Queries::MI * Queries::NI * 128);
+#pragma unroll
+        for (int i = 0; i < Queries::MI; i++)
+#pragma unroll
+            for (int n = 0; n < Queries::NI; n++) ptx::add_4(sum + (i * Queries::NI + n) * 128, lane, c[i][n]);
+    }
+
+    /* The warp's part of P or dS, to shared memory. */
+    __device__ __forceinline__ void put(int at, const float (&c)[Scores::MI][Scores::NI][4]) {
+        int row = Scores::row() + lane / 4, chunk = Scores::column() / 8;
+        uint32_t to = ptx::anew(base + at + STile::offset(row, chunk) + lane % 4 * 4);
+#pragma unroll
+        for (int i = 0; i < Scores::MI; i++)
+#pragma unroll
+            for (int n = 0; n < Scores::NI; n++)
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+                    ptx::store_shared(block_address<STile>(to, i * 16 + half * 8, Scores::step(n) / 8),
+                                      pack<T>(c[i][n][half * 2], c[i][n][half * 2 + 1]));
+    }
+
+    /* Clears what a query does not see, or what is no key. */
+    __device__ __forceinline__ void mask(float (&c)[Scores::MI][Scores::NI][4], int tile) {
+#pragma unroll
+        for (int i = 0; i < Scores::MI; i++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int query = tile * BLOCK_M + Scores::row() + i * 16 + half * 8 + lane / 4;
+                int left = visible_keys(args, query) - first_key - Scores::column() - lane % 4 * 2;
+#pragma unroll
+                for (int n = 0; n < Scores::NI; n++)
+#pragma unroll
+                    for (int e = 0; e < 2; e++)
+                        if (Scores::step(n) + e >= left) c[i][n][half * 2 + e] = 0;
+            }
+    }
+
+    /* P and dS of the tile, to shared memory. */
+    template <bool MASKED> __device__ __forceinline__ void make_scores(int head, int tile, int stage) {
+        uint32_t q_tile = base + Q_AT + stage * STAGE_BYTES;
+        float offset[Scores::MI][2], delta[Scores::MI][2];
+        const float zero[Scores::MI][2] = {};
+#pragma unroll
+        for (int i = 0; i < Scores::MI; i++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int64_t row = row_number(args, batch, head, tile * BLOCK_M + Scores::row() + i * 16 + half * 8 + lane / 4);
+                offset[i][half] = args.row_max[row] + args.row_log[row];
+                delta[i][half] = args.row_delta[row];
+            }
+        float p[Scores::MI][Scores::NI][4], ds[Scores::MI][Scores::NI][4];
+        multiply_rows(p, q_tile, base, zero);
+        float factor = args.negative ? -args.scale_log2 : args.scale_log2;
+#pragma unroll
+        for (int i = 0; i < Scores::MI; i++)
+#pragma unroll
+            for (int n = 0; n < Scores::NI; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) p[i][n][e] = ptx::exp2_approx(fmaf(p[i][n][e], factor, -offset[i][e / 2]));
+        if (MASKED) mask(p, tile);
+        put(P_AT, p);
+        multiply_rows(ds, q_tile + QTile::BYTES, base + V_AT, delta);
+#pragma unroll
+        for (int i = 0; i < Scores::MI; i++)
+#pragma unroll
+            for (int n = 0; n < Scores::NI; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) ds[i][n][e] *= p[i][n][e];
+        if (MASKED) mask(ds, tile);
+        put(DS_AT, ds);
+    }
+
+    /* dk or dv of the block, through the shared memory of K or V. */
+    __device__ __forceinline__ void store(const float (&c)[Keys::MI][Keys::NI][4], int at, float factor, void *array,
+                                          const cuflash_kernel_strides &stride, int dim) {
+        if (!array) return;
+#pragma unroll
+        for (int i = 0; i < Keys::MI; i++)
+#pragma unroll
+            for (int n = 0; n < Keys::NI; n++)
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    int row = Keys::row() + i * 16 + half * 8 + lane / 4, column = Keys::column() + Keys::step(n);
+                    *reinterpret_cast<uint32_t *>(shared + at + KTile::offset(row, column / 8) + lane % 4 * 4) =
+                        pack<T>(c[i][n][half * 2] * factor, c[i][n][half * 2 + 1] * factor);
+                }
+        __syncthreads();
+        T *to = row_of<T>(array, stride, batch, head_kv, 0);
+        store_tile<KTile>(shared + at, 0, BLOCK_N, to, stride.seq, first_key, args.seq_k, dim, args.vector, threadIdx.x,
+                          THREADS);
+    }
+
+    __device__ __forceinline__ void run() {
+        int tiles_n = (args.seq_k + BLOCK_N - 1) / BLOCK_N, tiles_m = args.rows / BLOCK_M;
+        int pair = blockIdx.x / tiles_n;
+        first_key = blockIdx.x % tiles_n * BLOCK_N; /* causal: the first keys are seen by the most queries */
+        batch = pair / args.heads_kv, head_kv = pair % args.heads_kv;
+        int first_tile = first_query(args, first_key) / BLOCK_M;
+        int unmasked =
+            (first_query(args, first_key + BLOCK_N - 1) + BLOCK_M - 1) / BLOCK_M; /* from here on queries see all keys */
+        if (first_key + BLOCK_N > args.seq_k) unmasked = tiles_m;
+        const T *k = row_of<T>(args.k, args.k_stride, batch, head_kv, 0),
+                *v = row_of<T>(args.v, args.v_stride, batch, head_kv, 0);
+        int tile = first_tile, head = head_kv * args.group, end = first_tile < tiles_m ? head + args.group : head, stage = 0;
+        if (head < end) {
+            load_tile<KTile, THREADS>(base, k, args.k_stride.seq, first_key, args.seq_k, args.head_dim, args.vector);
+            load_tile<KTile, THREADS>(base + V_AT, v, args.v_stride.seq, first_key, args.seq_k, args.head_dim_v, args.vector);
+            load_queries(head, tile, 0);
+        }
+        while (head < end) {
+            bool masked = tile < unmasked;
+            int this_head = head, this_tile = tile;
+            if (++tile == tiles_m) tile = first_tile, head++;
+            ptx::cp_async_wait<0>();
+            __syncthreads();
+            if (STAGES == 2 && head < end) load_queries(head, tile, stage ^ 1);
+            if (masked)
+                make_scores<true>(this_head, this_tile, stage);
+            else
+                make_scores<false>(this_head, this_tile, stage);
+            __syncthreads();
+            uint32_t q_tile = base + Q_AT + stage * STAGE_BYTES;
+            add_keys(dv, base + P_AT, q_tile + QTile::BYTES);
+            if (args.dq_sum) {
+                int64_t slab = static_cast<int64_t>(batch) * args.heads + this_head;
+                int32_t *turn = args.turn ? args.turn + slab * tiles_m + this_tile : nullptr;
+                if (turn) await_turn(turn, first_key / BLOCK_N);
+                add_queries(args.dq_sum + (slab * tiles_m + this_tile) * (BLOCK_M * DIM));
+                if (turn) end_turn(turn, first_key / BLOCK_N);
+            }
+            add_keys(dk, base + DS_AT, q_tile);
+            if (STAGES == 2) {
+                stage ^= 1;
+            } else if (head < end) {
+                __syncthreads();
+                load_queries(head, tile, 0);
+            }
+        }
+        ptx::cp_async_wait<0>();
+        __syncthreads();
+        store(dv, V_AT, 1, args.dv, args.dv_stride, args.head_dim_v);
+        store(dk, 0, args.scale, args.dk, args.dk_stride, args.head_dim);
+        if (!args.causal) return;
+        __syncthreads();
+        for (int row = threadIdx.x / 32; row < BLOCK_N && first_key + row < args.seq_k; row += WARPS) {
+            bool spoilt = args.dk && row_has_nan<KTile, T>(shared, row);
+            spoilt |= args.dv && row_has_nan<KTile, T>(shared + V_AT, row);
+            if (spoilt) repair_dk_dv_row<T>(args, batch, head_kv, first_key + row);
+        }
+    }
+};
+
+/* dq of a tile of queries from its sum. */
+template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS>
+__device__ __forceinline__ void finish(const cuflash_attention_args &args) {
+    using Main = Backward<T, DIM, BLOCK_M, BLOCK_N, STAGES, THREADS>;
+    using Queries = typename Main::Queries;
+    using QTile = typename Main::QTile;
+    __shared__ __align__(128) unsigned char shared[QTile::BYTES];
+    int tiles = args.rows / BLOCK_M, tile = blockIdx.x % tiles, pair = blockIdx.x / tiles;
+    int batch = pair / args.heads, head = pair % args.heads, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const float *sum = args.dq_sum + (static_cast<int64_t>(pair) * args.rows + tile * BLOCK_M) * args.dim_padded +
+                       warp * (Queries::MI * Queries::NI * 128);
+#pragma unroll
+    for (int i = 0; i < Queries::MI; i++)
+#pragma unroll
+        for (int n = 0; n < Queries::NI; n++) {
+            float c[4];
+            ptx::load_4(c, sum + (i * Queries::NI + n) * 128, lane);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int row = Queries::row() + i * 16 + half * 8 + lane / 4, column = Queries::column() + Queries::step(n);
+                *reinterpret_cast<uint32_t *>(shared + QTile::offset(row, column / 8) + lane % 4 * 4) =
+                    pack<T>(c[half * 2] * args.scale, c[half * 2 + 1] * args.scale);
+            }
+        }
+    __syncthreads();
+    T *dq = row_of<T>(args.dq, args.dq_stride, batch, head, 0);
+    store_tile<QTile>(shared, 0, BLOCK_M, dq, args.dq_stride.seq, tile * BLOCK_M, args.seq_q, args.head_dim, args.vector,
+                      threadIdx.x, THREADS);
+    if (!args.causal) return;
+    __syncthreads();
+    for (int row = warp; row < BLOCK_M && tile * BLOCK_M + row < args.seq_q; row += THREADS / 32)
+        if (row_has_nan<QTile, T>(shared, row)) repair_dq_row<T>(args, batch, head, tile * BLOCK_M + row);
+}
+
+} // namespace cuflash
+
+#define KERNEL(type, suffix, dim, block_m, block_n, stages, threads, blocks)                                                   \
+    extern "C" __global__ void __launch_bounds__(threads, blocks)                                                              \
+        cuflash_mma_backward_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_attention_args args) {  \
+        extern __shared__ __align__(128) unsigned char shared[];                                                               \
+        cuflash::Backward<type, dim, block_m, block_n, stages, threads>(args, shared).run();                                   \
+    }                                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(threads, blocks)                                                              \
+        cuflash_mma_finish_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_attention_args args) {    \
+        cuflash::finish<type, dim, block_m, block_n, stages, threads>(args);                                                   \
+    }
+#define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                    \
+    KERNEL(__half, f16, dim, block_m, block_n, stages, threads, blocks)                                                        \
+    KERNEL(__nv_bfloat16, bf16, dim, block_m, block_n, stages, threads, blocks)
+CUFLASH_MMA_BACKWARD(KERNELS)

@@ -1,0 +1,42 @@
+/* Additions to device memory, and flags between blocks. One instruction a function, where the architecture has it. */
+#ifndef CUFLASH_PTX_ATOMIC_CUH
+#define CUFLASH_PTX_ATOMIC_CUH
+
+#include <stdint.h>
+
+namespace ptx {
+
+/* Adds four floats of each lane to a warp's 128 floats at sum, in an order of the architecture's own; load_4 reads them back. sm_90 and
+ * later: one vector reduction; before: four scalar ones, neighbouring lanes at neighbouring addresses. */
+__device__ __forceinline__ void add_4(float *sum, int lane, const float (&x)[4]) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(sum + lane * 4), "f"(x[0]), "f"(x[1]),
+                 "f"(x[2]), "f"(x[3])
+                 : "memory");
+#else
+    for (int e = 0; e < 4; e++) atomicAdd(sum + e * 32 + lane, x[e]);
+#endif
+}
+
+__device__ __forceinline__ void load_4(float (&x)[4], const float *sum, int lane) {
+#if __CUDA_ARCH__ >= 900
+    float4 v = *reinterpret_cast<const float4 *>(sum + lane * 4);
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+#else
+    for (int e = 0; e < 4; e++) x[e] = sum[e * 32 + lane];
+#endif
+}
+
+__device__ __forceinline__ int32_t load_acquire(const int32_t *flag) {
+    int32_t value;
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+    return value;
+}
+
+__device__ __forceinline__ void store_release(int32_t *flag, int32_t value) {
+    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+
+} // namespace ptx
+
+#endif

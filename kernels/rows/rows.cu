@@ -1,0 +1,85 @@
+/* What a backward needs of every query row before its main kernel: the sum of o * d_o, the log-sum-exp in the main kernel's terms, and a cleared
+ * accumulator of dq. A block takes some rows of one head; a row is read by as many lanes as it has pieces of 16 bytes. */
+#include <math_constants.h>
+
+#include "attention.h"
+#include "common/row.cuh"
+#include "common/type.cuh"
+#include "rows/table.h"
+
+namespace cuflash {
+
+/* The sum of x * y over EACH elements, of which `left` are inside the row. */
+template <int EACH, typename T> __device__ __forceinline__ float dot_piece(const T *x, const T *y, int left, bool vector) {
+    alignas(16) T a[EACH], b[EACH];
+    if (left <= 0) return 0;
+    if (vector) {
+        *reinterpret_cast<uint4 *>(a) = *reinterpret_cast<const uint4 *>(x);
+        *reinterpret_cast<uint4 *>(b) = *reinterpret_cast<const uint4 *>(y);
+    } else {
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            bool inside = e < left;
+            a[e] = inside ? x[e] : from_float<T>(0);
+            b[e] = inside ? y[e] : from_float<T>(0);
+        }
+    }
+    float sum = 0;
+#pragma unroll
+    for (int e = 0; e < EACH; e++) sum = fmaf(to_float(a[e]), to_float(b[e]), sum);
+    return sum;
+}
+
+/* What is subtracted from a row's scores in the log2 domain; +infinity where the row has seen nothing. */
+__device__ __forceinline__ float maximum_of(const cuflash_attention_args &args, int batch, int head, int row) {
+    if (row >= args.seq_q) return CUDART_INF_F;
+    if (!args.lse) return 0; /* to be computed */
+    int64_t at = lse_at(args, batch, head, row);
+    float lse =
+        args.lse_half ? __half2float(static_cast<const __half *>(args.lse)[at]) : static_cast<const float *>(args.lse)[at];
+    return lse == -CUDART_INF_F ? CUDART_INF_F : lse * 1.4426950408889634f;
+}
+
+template <typename T> __device__ __forceinline__ void begin(const cuflash_attention_args &args) {
+    constexpr int EACH = 16 / sizeof(T);
+    int groups = (args.rows + CUFLASH_ROWS_PER_BLOCK - 1) / CUFLASH_ROWS_PER_BLOCK;
+    int64_t pair = blockIdx.x / groups;
+    int first = blockIdx.x % groups * CUFLASH_ROWS_PER_BLOCK, end = min(first + CUFLASH_ROWS_PER_BLOCK, args.rows);
+    int batch = pair / args.heads, head = pair % args.heads;
+    int lanes = 1; /* to a row */
+    while (lanes < 32 && lanes * EACH < args.head_dim_v) lanes *= 2;
+    int lane = threadIdx.x % lanes;
+    /* All lanes of a warp go round together. */
+    for (int row = first + threadIdx.x / lanes; row - static_cast<int>(threadIdx.x % 32 / lanes) < end;
+         row += CUFLASH_ROWS_THREADS / lanes) {
+        float sum = 0;
+        if (row < args.seq_q) {
+            const T *o = row_of<T>(static_cast<const void *>(args.o), args.o_stride, batch, head, row);
+            const T *d_o = row_of<T>(args.d_o, args.d_o_stride, batch, head, row);
+            for (int d = lane * EACH; d < args.head_dim_v; d += lanes * EACH)
+                sum += dot_piece<EACH>(o + d, d_o + d, args.head_dim_v - d, args.vector);
+        }
+        for (int mask = lanes / 2; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffff, sum, mask);
+        if (lane == 0 && row < end) {
+            int64_t at = pair * args.rows + row;
+            args.row_delta[at] = sum;
+            args.row_max[at] = maximum_of(args, batch, head, row);
+            args.row_log[at] = 0;
+        }
+    }
+    if (!args.dq_sum) return;
+    float4 *sum = reinterpret_cast<float4 *>(args.dq_sum + (pair * args.rows + first) * args.dim_padded);
+    int count = (end - first) * (args.dim_padded / 4);
+    for (int i = threadIdx.x; i < count; i += CUFLASH_ROWS_THREADS) sum[i] = make_float4(0, 0, 0, 0);
+}
+
+} // namespace cuflash
+
+#define KERNEL(type, suffix)                                                                                                   \
+    extern "C" __global__ void __launch_bounds__(CUFLASH_ROWS_THREADS)                                                         \
+        cuflash_rows_begin_##suffix(const __grid_constant__ cuflash_attention_args args) {                                     \
+        cuflash::begin<type>(args);                                                                                            \
+    }
+KERNEL(float, f32)
+KERNEL(__half, f16)
+KERNEL(__nv_bfloat16, bf16)

@@ -1,0 +1,311 @@
+#include "cuda/launch.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/fma/table.h"
+#include "kernels/mma/table.h"
+#include "kernels/rows/table.h"
+
+/* ---- Families ----------------------------------------------------------------------------------- */
+
+/* The kernels of one construction. Their entry points are cuflash_<family>_<pass>_<dtype>_d<dim>_<block_m>x<block_n>. */
+struct cuflash_cuda_family {
+    const char *name, *what;
+    int oldest; /* compute capability, 10 * major + minor */
+    bool float32, half;
+    const cuflash_kernel_row *forward, *backward; /* rows by head dimension, then by preference; dim 0 ends them */
+    const cuflash_fatbin *forward_fatbin, *backward_fatbin;
+};
+
+#define ROW(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                        \
+    {dim, block_m, block_n, stages, threads, blocks, smem_bytes},
+static const cuflash_kernel_row mma_forward[] = {CUFLASH_MMA_FORWARD(ROW){0}};
+static const cuflash_kernel_row mma_backward[] = {CUFLASH_MMA_BACKWARD(ROW){0}};
+static const cuflash_kernel_row fma_forward[] = {CUFLASH_FMA_FORWARD(ROW){0}};
+static const cuflash_kernel_row fma_backward[] = {CUFLASH_FMA_BACKWARD(ROW){0}};
+static const cuflash_kernel_row fma_half_forward[] = {CUFLASH_FMA_HALF_FORWARD(ROW){0}};
+static const cuflash_kernel_row fma_half_backward[] = {CUFLASH_FMA_HALF_BACKWARD(ROW){0}};
+#undef ROW
+
+/* By preference. */
+static const cuflash_cuda_family families[] = {
+    {"mma", "16-bit tensor cores, mma.sync", 80, false, true, mma_forward, mma_backward, &cuflash_fatbin_mma_forward,
+     &cuflash_fatbin_mma_backward},
+    {"fma", "float32 multiply-adds", 70, true, false, fma_forward, fma_backward, &cuflash_fatbin_fma_forward,
+     &cuflash_fatbin_fma_backward},
+    {"fma", "float32 multiply-adds on 16-bit tensors", 70, false, true, fma_half_forward, fma_half_backward,
+     &cuflash_fatbin_fma_half_forward, &cuflash_fatbin_fma_half_backward},
+};
+enum { FAMILIES = sizeof families / sizeof *families };
+
+/* CUFLASH_CUDA_FAMILY, read at the first use. */
+static const char *forced;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void read_environment(void) {
+    const char *value = getenv("CUFLASH_CUDA_FAMILY");
+    if (value && *value) forced = value;
+}
+
+static bool takes(const cuflash_cuda_family *f, cuflash_dtype dtype, const cuflash_cuda_properties *device) {
+    return (dtype == CUFLASH_FLOAT32 ? f->float32 : f->half) && 10 * device->major + device->minor >= f->oldest;
+}
+
+static cuflash_status choose_family(const cuflash_problem *p, const cuflash_cuda_properties *device,
+                                    const cuflash_cuda_family **family) {
+    pthread_once(&once, read_environment);
+    for (int i = 0; i < FAMILIES; i++) {
+        *family = &families[i];
+        if (takes(*family, p->dtype, device) && (!forced || strcmp(forced, (*family)->name) == 0)) return CUFLASH_SUCCESS;
+    }
+    if (forced)
+        return cuflash_fail(
+            CUFLASH_INVALID_ARGUMENT,
+            "attention: the environment variable CUFLASH_CUDA_FAMILY is '%s', which has no kernel for %s on sm_%d%d", forced,
+            cuflash_dtype_name(p->dtype), device->major, device->minor);
+    return cuflash_fail(CUFLASH_CUDA_ERROR, "attention: there is no kernel for %s on %s (sm_%d%d; sm_70 is the oldest)",
+                        cuflash_dtype_name(p->dtype), device->name, device->major, device->minor);
+}
+
+/* The first row of the smallest sufficient head dimension that fits into shared memory. */
+static cuflash_status choose_row(const cuflash_kernel_row *rows, const cuflash_problem *p,
+                                 const cuflash_cuda_properties *device, cuflash_kernel_row *row) {
+    int64_t dim = p->head_dim > p->head_dim_v ? p->head_dim : p->head_dim_v;
+    int largest = 0;
+    for (; rows->dim; rows++) {
+        if (rows->dim >= dim && rows->smem_bytes <= device->shared_bytes) {
+            *row = *rows;
+            return CUFLASH_SUCCESS;
+        }
+        if (rows->smem_bytes <= device->shared_bytes) largest = rows->dim;
+    }
+    return cuflash_fail(CUFLASH_UNSUPPORTED_HEAD_DIM,
+                        "attention: argument '%s': expected a head dimension of 1 to %d on this device (sm_%d%d), got %lld",
+                        p->head_dim == dim ? "q" : "v", largest, device->major, device->minor, (long long)dim);
+}
+
+/* ---- Plan --------------------------------------------------------------------------------------- */
+
+static int64_t divide_up(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+static cuflash_status check_sizes(const cuflash_problem *p) {
+    const struct {
+        const char *what;
+        int64_t value;
+    } sizes[] = {{"'q': batch", p->batch}, {"'q': heads", p->heads}, {"'q': queries", p->seq_q}, {"'k': keys", p->seq_k}};
+    enum { LIMIT = INT32_MAX - 1024 }; /* kernels count them in 32 bits */
+    for (int i = 0; i < 4; i++)
+        if (sizes[i].value > LIMIT)
+            return cuflash_fail(CUFLASH_INVALID_DIMENSION,
+                                "attention: argument %s: expected at most %d on a CUDA device, got %lld", sizes[i].what, LIMIT,
+                                (long long)sizes[i].value);
+    return CUFLASH_SUCCESS;
+}
+
+/* The parts of a backward's workspace, each 256-byte aligned. */
+typedef struct {
+    size_t row_max, row_log, row_delta, dq_sum, turn, bytes;
+} layout;
+
+static layout lay_out(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    size_t rows = (size_t)(p->batch * p->heads * plan->rows), at = 0;
+    layout l;
+#define PART(name, size) l.name = at, at += ((size) + 255) / 256 * 256
+    PART(row_max, rows * sizeof(float));
+    PART(row_log, rows * sizeof(float));
+    PART(row_delta, rows * sizeof(float));
+    PART(dq_sum, rows * (size_t)plan->row.dim * sizeof(float));
+    PART(turn, p->deterministic ? rows / (size_t)plan->row.block_m * sizeof(int32_t) : 0);
+#undef PART
+    l.bytes = at;
+    return l;
+}
+
+cuflash_status cuflash_cuda_plan_make(cuflash_cuda_plan *plan, const cuflash_problem *p, cuflash_pass pass,
+                                      size_t *workspace_bytes) {
+    const cuflash_cuda_properties *device = cuflash_cuda_get_properties(p->device);
+    memset(plan, 0, sizeof *plan);
+    *workspace_bytes = 0;
+    CUFLASH_TRY(check_sizes(p));
+    CUFLASH_TRY(choose_family(p, device, &plan->family));
+    CUFLASH_TRY(choose_row(plan->family->forward, p, device, &plan->row));
+    if (pass == CUFLASH_FORWARD) {
+        plan->blocks = divide_up(p->seq_q, plan->row.block_m) * p->heads * p->batch;
+        return CUFLASH_SUCCESS;
+    }
+    plan->stats = plan->row;
+    plan->stats_blocks = divide_up(p->seq_q, plan->stats.block_m) * p->heads * p->batch;
+    CUFLASH_TRY(choose_row(plan->family->backward, p, device, &plan->row));
+    plan->blocks = divide_up(p->seq_k, plan->row.block_n) * p->heads_kv * p->batch;
+    plan->rows = divide_up(p->seq_q, plan->row.block_m) * plan->row.block_m;
+    *workspace_bytes = lay_out(plan, p).bytes;
+    return CUFLASH_SUCCESS;
+}
+
+static const char *dtype_suffix(cuflash_dtype dtype) {
+    return dtype == CUFLASH_FLOAT32 ? "f32" : dtype == CUFLASH_FLOAT16 ? "f16" : "bf16";
+}
+
+enum { ENTRY_TEXT = 96 };
+
+static const char *entry_name(char text[ENTRY_TEXT], const cuflash_cuda_family *family, const char *kind, cuflash_dtype dtype,
+                              const cuflash_kernel_row *row) {
+    snprintf(text, ENTRY_TEXT, "cuflash_%s_%s_%s_d%d_%dx%d", family->name, kind, dtype_suffix(dtype), row->dim, row->block_m,
+             row->block_n);
+    return text;
+}
+
+void cuflash_cuda_plan_describe(const cuflash_cuda_plan *plan, const cuflash_problem *p, cuflash_pass pass, char *text,
+                                size_t size) {
+    const cuflash_cuda_properties *device = cuflash_cuda_get_properties(p->device);
+    const cuflash_kernel_row *row = &plan->row;
+    char entry[ENTRY_TEXT];
+    snprintf(text, size,
+             "device: cuda:%d, %s (sm_%d%d, %d multiprocessors)\n"
+             "kernel: %s (%s)\n"
+             "tile: %d queries x %d keys, head dim %d\n"
+             "stages: %d\n"
+             "threads: %d\n"
+             "shared memory: %d bytes\n"
+             "grid: %lld blocks%s\n",
+             p->device, device->name, device->major, device->minor, device->multiprocessors,
+             entry_name(entry, plan->family, pass == CUFLASH_FORWARD ? "forward" : "backward", p->dtype, row),
+             plan->family->what, row->block_m, row->block_n, row->dim, row->stages, row->threads, row->smem_bytes,
+             (long long)plan->blocks,
+             pass == CUFLASH_FORWARD ? ""
+             : p->deterministic      ? ", which add to dq in a fixed order"
+                                     : ", which add to dq in any order");
+}
+
+/* ---- Run ---------------------------------------------------------------------------------------- */
+
+/* Everything a launch needs besides the kernel. */
+typedef struct {
+    const char *fn;
+    const cuflash_cuda_plan *plan;
+    const cuflash_problem *p;
+    cuflash_attention_args args;
+} call;
+
+static cuflash_status launch(const call *c, const cuflash_fatbin *fatbin, const char *entry, int64_t blocks, int threads,
+                             int smem_bytes) {
+    CUfunction function;
+    CUFLASH_TRY(cuflash_cuda_kernel(c->fn, c->p->device, fatbin, entry, smem_bytes, &function));
+    return cuflash_cuda_launch(c->fn, function, blocks, threads, smem_bytes, &c->args, c->p->stream);
+}
+
+/* Do all rows begin at multiples of 16 bytes and hold whole 16 bytes? */
+static bool is_vector(const cuflash_problem *p) {
+    const cuflash_operand *const all[] = {&p->q, &p->k, &p->v, &p->o, &p->d_o, &p->dq, &p->dk, &p->dv};
+    int64_t each = 16 / (int64_t)cuflash_dtype_size(p->dtype);
+    if (p->head_dim % each || p->head_dim_v % each) return false;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        const cuflash_operand *x = all[i];
+        if (x->data && ((uintptr_t)x->data % 16 || x->batch % each || x->head % each || x->seq % each)) return false;
+    }
+    return true;
+}
+
+static cuflash_kernel_strides strides(const cuflash_operand *x) {
+    return (cuflash_kernel_strides){x->batch, x->head, x->seq};
+}
+
+static cuflash_attention_args make_args(const cuflash_problem *p) {
+    cuflash_attention_args a = {
+        .q = p->q.data,
+        .k = p->k.data,
+        .v = p->v.data,
+        .o = p->o.data,
+        .lse = p->lse.data,
+        .d_o = p->d_o.data,
+        .dq = p->dq.data,
+        .dk = p->dk.data,
+        .dv = p->dv.data,
+        .q_stride = strides(&p->q),
+        .k_stride = strides(&p->k),
+        .v_stride = strides(&p->v),
+        .o_stride = strides(&p->o),
+        .lse_stride = strides(&p->lse),
+        .d_o_stride = strides(&p->d_o),
+        .dq_stride = strides(&p->dq),
+        .dk_stride = strides(&p->dk),
+        .dv_stride = strides(&p->dv),
+        .batch = (int32_t)p->batch,
+        .heads = (int32_t)p->heads,
+        .heads_kv = (int32_t)p->heads_kv,
+        .group = (int32_t)(p->heads / p->heads_kv),
+        .seq_q = (int32_t)p->seq_q,
+        .seq_k = (int32_t)p->seq_k,
+        .head_dim = (int32_t)p->head_dim,
+        .head_dim_v = (int32_t)p->head_dim_v,
+        .causal = p->causal,
+        .negative = p->scale < 0,
+        .lse_half = p->lse.dtype == CUFLASH_FLOAT16,
+        .vector = is_vector(p),
+        .scale = (float)p->scale,
+        .scale_log2 = (float)(fabs(p->scale) * 1.4426950408889634),
+    };
+    /* A masked score is -infinity, and stays so only if the scale is not 0. */
+    if (a.scale_log2 < 1e-37f) a.scale_log2 = 1e-37f;
+    return a;
+}
+
+static cuflash_status run_forward(call *c) {
+    const cuflash_kernel_row *row = &c->plan->row;
+    char entry[ENTRY_TEXT];
+    entry_name(entry, c->plan->family, "forward", c->p->dtype, row);
+    return launch(c, c->plan->family->forward_fatbin, entry, c->plan->blocks, row->threads, row->smem_bytes);
+}
+
+/* The launches of a backward are told in kernels/attention.h. */
+static cuflash_status run_backward(call *c, char *workspace) {
+    const cuflash_cuda_plan *plan = c->plan;
+    const cuflash_problem *p = c->p;
+    const cuflash_cuda_family *family = plan->family;
+    const cuflash_kernel_row *row = &plan->row;
+    char entry[ENTRY_TEXT];
+    layout l = lay_out(plan, p);
+    c->args.rows = (int32_t)plan->rows;
+    c->args.dim_padded = row->dim;
+    c->args.row_max = (float *)(workspace + l.row_max);
+    c->args.row_log = (float *)(workspace + l.row_log);
+    c->args.row_delta = (float *)(workspace + l.row_delta);
+    if (p->dq.data) c->args.dq_sum = (float *)(workspace + l.dq_sum);
+    if (p->dq.data && p->deterministic) {
+        c->args.turn = (int32_t *)(workspace + l.turn);
+        CUFLASH_TRY(cuflash_cuda_zero(c->fn, c->args.turn, l.bytes - l.turn, p->stream));
+    }
+
+    snprintf(entry, sizeof entry, "cuflash_rows_begin_%s", dtype_suffix(p->dtype));
+    int64_t groups = p->batch * p->heads * divide_up(plan->rows, CUFLASH_ROWS_PER_BLOCK);
+    CUFLASH_TRY(launch(c, &cuflash_fatbin_rows, entry, groups, CUFLASH_ROWS_THREADS, 0));
+
+    if (p->dtype == CUFLASH_FLOAT32 || !p->lse.data || p->lse.dtype == CUFLASH_FLOAT16) {
+        const cuflash_kernel_row *stats = &plan->stats;
+        entry_name(entry, family, "statistics", p->dtype, stats);
+        CUFLASH_TRY(launch(c, family->forward_fatbin, entry, plan->stats_blocks, stats->threads, stats->smem_bytes));
+    }
+
+    entry_name(entry, family, "backward", p->dtype, row);
+    CUFLASH_TRY(launch(c, family->backward_fatbin, entry, plan->blocks, row->threads, row->smem_bytes));
+
+    if (!p->dq.data) return CUFLASH_SUCCESS;
+    entry_name(entry, family, "finish", p->dtype, row);
+    return launch(c, family->backward_fatbin, entry, p->batch * p->heads * (plan->rows / row->block_m), row->threads, 0);
+}
+
+cuflash_status cuflash_cuda_run(const cuflash_cuda_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace) {
+    const char *fn = pass == CUFLASH_FORWARD ? "attention_forward" : "attention_backward";
+    call c = {fn, plan, p, make_args(p)};
+    cuflash_cuda_scope scope;
+    CUFLASH_TRY(cuflash_cuda_enter(fn, p->device, &scope));
+    cuflash_status status = pass == CUFLASH_FORWARD ? run_forward(&c) : run_backward(&c, workspace);
+    cuflash_cuda_leave(&scope);
+    return status;
+}

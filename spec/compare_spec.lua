@@ -1,4 +1,4 @@
-local cf = require "cuflash"
+local cf = require "spec.support.on_device"
 
 describe("all_close", function()
   it("allows atol + rtol * |expected|", function()

@@ -1,4 +1,4 @@
-local cf = require "cuflash"
+local cf = require "spec.support.on_device"
 local ffi = require "ffi"
 
 local a, b = cf.tensor { { 1, 2, 3 }, { 4, 5, 6 } }, cf.tensor { 10, 20, 30 }
@@ -79,8 +79,9 @@ describe("arithmetic", function()
   it("has functions, and the larger and smaller of two", function()
     local t = cf.tensor({ 1, 4 }, { dtype = "f64" })
     assert.tensor(t:sqrt(), { 1, 2 })
-    assert.tensor(t:exp(), { math.exp(1), math.exp(4) })
-    assert.tensor(t:log(), { 0, math.log(4) })
+    -- the last bit of these is the mathematical library's
+    assert.is_true((cf.all_close(t:exp(), cf.tensor({ math.exp(1), math.exp(4) }, { dtype = "f64" }), { rtol = 2 ^ -52, atol = 0 })))
+    assert.is_true((cf.all_close(t:log(), cf.tensor({ 0, math.log(4) }, { dtype = "f64" }), { rtol = 2 ^ -52, atol = 0 })))
     assert.tensor((-t):abs(), { 1, 4 })
     assert.tensor(cf.maximum(t, 2), { 2, 4 })
     assert.tensor(cf.minimum(2, t), { 1, 2 })

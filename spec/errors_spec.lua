@@ -2,6 +2,7 @@ local cf = require "cuflash"
 local ffi = require "ffi"
 local helper = require "spec.helper"
 local methods = require("cuflash.tensor").methods
+local Stream, Event = require("cuflash.stream").Stream, require("cuflash.stream").Event
 
 -- Every public function with every argument wrong, one at a time. What must hold: a message that begins with the
 -- caller's line and names the function and the argument, nothing leaked, and a good call that works afterwards.
@@ -43,7 +44,16 @@ local four = cf.randn { 1, 2, 3, 4 }
 local file = os.tmpname()
 local function sum(x) return x:sum() end
 
--- name -> { function, good arguments, wrong values of each argument }. A method's first argument is the tensor.
+-- Where there is no CUDA these have no handle; arguments are looked at before it.
+local has_cuda, why_no_cuda = cf.cuda.is_available()
+local stream = has_cuda and cf.cuda.stream() or setmetatable({}, Stream)
+local event = has_cuda and cf.cuda.event():record() or setmetatable({ recorded = true }, Event)
+local function no_stream() return { NIL, 1, "x", {}, print, t, event } end
+local function no_event() return { NIL, 1, "x", {}, print, t, stream } end
+local function no_cuda_device() return { 0, "cpu", "gpu", "", true, {}, "cuda:x", "cuda:-1", "cuda:4096", "cuda:99999999999" } end
+
+-- name -> { function, good arguments, wrong values of each argument }. A method's first argument is the tensor. The good call of those
+-- marked cuda needs a CUDA device.
 local cases = {
   tensor = { cf.tensor, { { 1, 2 } }, { { NIL, "x", true, t, {}, { 1, "a" }, { 1, {} }, { { 1 }, 2 }, { { 1 }, { 1, 2 } },
     { 1, nil, 3 }, { x = 1 }, { {} }, { 1, x = 2 } }, creation() } },
@@ -91,6 +101,17 @@ local cases = {
   memory_limit = { cf.memory_limit, { "cpu", 0 }, { { NIL, 1, "gpu", "cuda:4096" }, { NIL, -1, 0.5, NAN, INF, "1" } } },
   memory_soft_limit = { cf.memory_soft_limit, { cf.memory_soft_limit() }, { no_count(), { 1, "gpu", "cuda:4096" } } },
 
+  ["cuda.device_info"] = { cf.cuda.device_info, { "cuda" }, { no_cuda_device() }, cuda = true },
+  ["cuda.stream"] = { cf.cuda.stream, { "cuda:0" }, { no_cuda_device() }, cuda = true },
+  ["cuda.event"] = { cf.cuda.event, {}, { no_cuda_device() }, cuda = true },
+  ["cuda.with_stream"] = { cf.cuda.with_stream, { stream, function() end }, { no_stream(), { NIL, 1, "x", {}, t } }, cuda = true },
+  ["stream:handle"] = { Stream.handle, { stream }, { no_stream() }, cuda = true },
+  ["stream:synchronize"] = { Stream.synchronize, { stream }, { no_stream() }, cuda = true },
+  ["stream:wait"] = { Stream.wait, { stream, event }, { no_stream(), no_event() }, cuda = true },
+  ["event:record"] = { Event.record, { event, stream }, { no_event(), { 1, "x", {}, print, t, event } }, cuda = true },
+  ["event:synchronize"] = { Event.synchronize, { event }, { no_event() }, cuda = true },
+  ["event:elapsed"] = { Event.elapsed, { event, event }, { no_event(), no_event() }, cuda = true },
+
   ["tensor:size"] = { methods.size, { t, 1 }, { no_tensor(), no_dim(2) } },
   ["tensor:stride"] = { methods.stride, { t, 1 }, { no_tensor(), no_dim(2) } },
   ["tensor:narrow"] = { methods.narrow, { t, 1, 1, 1 }, { no_tensor(), no_dim(2), no_index(2), { NIL, 0, 3, -1, 1.5, NAN, "1" } } },
@@ -101,7 +122,7 @@ local cases = {
   ["tensor:expand"] = { methods.expand, { t, { 4, 2, 3 } }, { no_tensor(), join(no_shape(), { { 3 }, { 4, 3 }, { -1, 2, 3 } }) } },
   ["tensor:to"] = { methods.to, { t, "f16" }, { no_tensor(),
     { NIL, 1, "int8", "gpu", "cuda:4096", true, { dtype = 1 }, { device = "x" }, { x = 1 }, { "f16" } } } },
-  ["tensor:cuda"] = { nil, {}, { no_tensor(), { -1, 0.5, "0", NAN, 4096 } } }, -- no good call without a device
+  ["tensor:cuda"] = { methods.cuda, { t }, { no_tensor(), { -1, 0.5, "0", NAN, 4096 } }, cuda = true },
   ["tensor:copy_"] = { methods.copy_, { cf.zeros_like(t), t }, { join(no_tensor(), { cf.ones({ 1 }):expand { 2 } }), join(no_tensor(), { four }) } },
   ["tensor:fill_"] = { methods.fill_, { cf.zeros_like(t), 1 }, { join(no_tensor(), { cf.ones({ 1 }):expand { 2 } }), no_number() } },
   ["tensor:zero_"] = { methods.zero_, { cf.zeros_like(t) }, { join(no_tensor(), { cf.ones({ 1 }):expand { 2 } }) } },
@@ -152,7 +173,7 @@ local function try(name, f, good, position, value)
   assert.are.equal("string", type(message), what)
   local file_name, rest = message:match("^([^\n]-):%d+: (.*)$")
   assert.are.equal(source, file_name, what .. message)
-  local short = name:gsub("^tensor:", "")
+  local short = name:gsub("^%a+:", "")
   assert.are.equal(short .. ": ", rest:sub(1, #short + 2), what .. message)
   assert.is_true(#rest > #short + 10, what .. message)
 end
@@ -163,14 +184,13 @@ describe("bad input", function()
   for name, case in pairs(cases) do
     local f, good, wrong = case[1], case[2], case[3]
     it("is refused by " .. name .. ", argument by argument", function()
-      if name == "tensor:cuda" then f, good = methods.cuda, { t, 4096 } end
       if name:find("load") then assert((name:find("safe") and cf.safetensors.save or cf.save)(file, name:find("safe") and { t = t } or t)) end
       local before = helper.live_storages()
       local function run() -- in a frame of its own, which keeps nothing behind
         for position, values in ipairs(wrong) do
           for _, value in ipairs(values) do try(name, f, good, position, value) end
         end
-        if case[1] then f(unpack(good)) end -- the next good call works
+        if has_cuda or not case.cuda then f(unpack(good)) end -- the next good call works
       end
       run()
       local after = helper.live_storages()
@@ -192,6 +212,11 @@ describe("bad input", function()
     end
     visit("", cf)
     visit("tensor:", methods)
+    for class, all in pairs { stream = Stream, event = Event } do
+      for name in pairs(all) do
+        if not name:find "^__" and not cases[class .. ":" .. name] then missing[#missing + 1] = class .. ":" .. name end
+      end
+    end
     assert.are.same({}, missing)
   end)
 
@@ -219,13 +244,30 @@ describe("bad input", function()
   end)
 
   it("of a device that is not there is refused with the reason", function()
-    if cf.cuda.is_available() then pending("there is a CUDA device") end
-    local available, reason = cf.cuda.is_available()
-    assert.is_false(available)
+    if has_cuda then pending("there is a CUDA device") end
+    local reason = why_no_cuda
+    assert.truthy(reason:find("^device cuda:0: ."), reason)
     assert.are.equal(0, cf.cuda.device_count())
     assert.raises_at_caller(function() cf.zeros({ 1 }, { device = "cuda" }) end, "zeros: " .. reason)
     assert.raises_at_caller(function() t:cuda() end, "cuda: " .. reason)
     assert.raises_at_caller(function() t:to("cuda:1") end, "to: device cuda:1")
+    for _, name in ipairs { "stream", "event", "device_info" } do
+      local f = cf.cuda[name]
+      assert.raises_at_caller(function() f() end, ("cuda.%s: %s"):format(name, reason))
+      assert.raises_at_caller(function() f("cuda") end, ("cuda.%s: %s"):format(name, reason))
+      assert.raises_at_caller(function() f("cuda:1") end, ("cuda.%s: device cuda:1: "):format(name))
+    end
+  end)
+
+  it("of CUDA's names is refused by name, with and without CUDA", function()
+    assert.raises_at_caller(function() cf.cuda.stream("cpu") end, "cuda.stream: argument 'device': expected 'cuda' or 'cuda:N', got 'cpu'")
+    assert.raises_at_caller(function() cf.cuda.event(0) end, "cuda.event: argument 'device': expected 'cuda' or 'cuda:N', got 0")
+    assert.raises_at_caller(function() cf.cuda.with_stream(t, sum) end, "cuda.with_stream: argument 'stream': expected a stream, got a float32")
+    assert.raises_at_caller(function() cf.cuda.with_stream(stream, 3) end, "cuda.with_stream: argument 'f': expected a function, got 3")
+    assert.raises_at_caller(function() Stream.wait(nil, event) end, "wait: argument 'self': expected a stream (methods are called with a colon)")
+    assert.raises_at_caller(function() stream:wait(stream) end, "wait: argument 'event': expected an event, got a table")
+    assert.raises_at_caller(function() event:record(event) end, "record: argument 'stream': expected a stream, got a table")
+    assert.raises_at_caller(function() event:elapsed(setmetatable({}, Event)) end, "elapsed: argument 'later': the event was not recorded yet")
   end)
 
   it("through pcall and a coroutine is an error like any other", function()

@@ -1,10 +1,14 @@
 -- What the specs share. busted loads it first; a spec that needs a function of it does require "spec.helper".
 
-local cf = require "cuflash"
+local cf = require "spec.support.on_device"
 local assert = require "luassert"
 local say = require "say"
 
 local helper = {}
+
+--- The device that is tested, as $CUFLASH_SPEC_DEVICE has it and as tensors have it: "cuda" and "cuda:0".
+helper.device = os.getenv "CUFLASH_SPEC_DEVICE" or "cpu"
+helper.device_name = cf.empty({ 1 }).device
 
 -- ---- Assertions --------------------------------------------------------------------------------------
 
@@ -43,7 +47,7 @@ assert:register("assertion", "tensor", has_values, "assertion.tensor.positive")
 
 -- ---- Memory ------------------------------------------------------------------------------------------
 
---- The storages alive once all garbage is collected.
+--- The storages alive on the tested device once all garbage is collected.
 function helper.live_storages()
   collectgarbage()
   collectgarbage()
@@ -91,6 +95,15 @@ function helper.run(command)
   pipe:close()
   local text, status = output:match("^(.*)status:(%d+)\n$")
   return text, tonumber(status)
+end
+
+-- Where the Lua files are, for a luajit that starts afresh.
+local lua = package.searchpath("cuflash", package.path):match("^(.*)cuflash/init.lua$")
+local lua_path = helper.quote(lua .. "?.lua;" .. lua .. "?/init.lua;" .. package.path)
+
+--- Runs Lua code in a plain luajit that finds the module, with NAME=value words before it; gives what helper.run gives.
+function helper.luajit(code, environment)
+  return helper.run(("LUA_PATH=%s %s luajit -e %s"):format(lua_path, environment or "", helper.quote(code)))
 end
 
 local python

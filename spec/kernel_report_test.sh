@@ -7,11 +7,11 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$scratch"/{build,kernels/mma}
 cat >"$scratch/kernels/mma/table.h" <<'EOT'
-/* A comment with X(1, 2, 3, 4, 5, 6) in it. */
+/* A comment with X(1, 2, 3, 4, 5, 6, 7) in it. */
 #define CUFLASH_MMA_SMEM(dim, m) ((dim) * (m))
 #define CUFLASH_MMA_BACKWARD(X) \
-    X(64, 128, 64, 2, 256, CUFLASH_MMA_SMEM(64, 128)) \
-    X(128, 64, 64, 1, 128, CUFLASH_MMA_SMEM(128, 64))
+    X(64, 128, 64, 2, 256, 1, CUFLASH_MMA_SMEM(64, 128)) \
+    X(128, 64, 64, 1, 128, 2, CUFLASH_MMA_SMEM(128, 64))
 EOT
 compiled() { # compiled NAME ARCH REGISTERS STACK SPILLS
   cat <<EOT
@@ -49,7 +49,7 @@ echo "cuflash_mma_oth* sm_80 16 a table of its own" >"$scratch/kernels/spills.tx
 expect 0 "17 kernels, as they should be"
 echo "cuflash_mma_oth* sm_90 16 another architecture" >"$scratch/kernels/spills.txt"
 expect 1 "1 complaints"
-sed 's/ 256, CUFLASH/ 512, CUFLASH/' -i "$scratch/kernels/mma/table.h"
+sed 's/ 256, 1, CUFLASH/ 128, 4, CUFLASH/' -i "$scratch/kernels/mma/table.h"
 cp "$scratch/good" "$log"
-expect 1 "200 registers, but its 512 threads can have 128 each"
+expect 1 "200 registers, but 4 x 128 threads can have 128 each"
 say "ok"

@@ -1,14 +1,9 @@
 local cf = require "cuflash"
 local helper = require "spec.helper"
 
--- Where the Lua files are, for a luajit that starts afresh.
+local luajit = helper.luajit
 local lua = package.searchpath("cuflash", package.path):match("^(.*)cuflash/init.lua$")
-local path = helper.quote(lua .. "?.lua;" .. lua .. "?/init.lua;" .. package.path)
 local lib = package.loaded["cuflash.library"].path
-
-local function luajit(code, environment)
-  return helper.run(("LUA_PATH=%s %s luajit -e %s"):format(path, environment or "", helper.quote(code)))
-end
 
 describe("the module", function()
   after_each(helper.remove_files)

@@ -1,11 +1,11 @@
-local cf = require "cuflash"
+local cf = require "spec.support.on_device"
 local helper = require "spec.helper"
 
 describe("memory", function()
   local soft = cf.memory_soft_limit()
 
   after_each(function()
-    cf.memory_limit("cpu", 0)
+    cf.memory_limit(helper.device, 0)
     cf.memory_soft_limit(soft)
     collectgarbage("restart")
   end)
@@ -14,7 +14,7 @@ describe("memory", function()
     helper.live_storages()
     local before = cf.memory_stats()
     local t = cf.zeros { 1000 }
-    local after = cf.memory_stats("cpu")
+    local after = cf.memory_stats(helper.device)
     assert.are.equal(before.live_bytes + 4000, after.live_bytes)
     assert.are.equal(before.live_storages + 1, after.live_storages)
     assert.are.equal(before.total_storages + 1, after.total_storages)
@@ -57,7 +57,7 @@ describe("memory", function()
     helper.live_storages()
     collectgarbage("stop")
     local base = cf.memory_stats().live_bytes
-    cf.memory_limit("cpu", base + 5 * 4096)
+    cf.memory_limit(helper.device, base + 5 * 4096)
     for _ = 1, 50 do
       assert.tensor(cf.zeros({ 1024 })[{ { 1, 1 } }], { 0 })
       collectgarbage("stop")
@@ -68,8 +68,8 @@ describe("memory", function()
     local before = helper.live_storages()
     local base = cf.memory_stats().live_bytes
     local q = cf.randn { 1, 2, 64, 32 }
-    cf.memory_limit("cpu", base + q:numel() * 4 + 1000)
-    assert.raises_at_caller(function() cf.zeros { 1024, 1024 } end, "zeros: cannot allocate 4.00 MiB on cpu")
+    cf.memory_limit(helper.device, base + q:numel() * 4 + 1000)
+    assert.raises_at_caller(function() cf.zeros { 1024, 1024 } end, "zeros: cannot allocate 4.00 MiB on " .. helper.device_name)
     assert.raises_at_caller(function() cf.randn { 1024 } end, "randn: cannot allocate")
     assert.raises_at_caller(function() q:clone() end, "clone: cannot allocate")
     assert.raises_at_caller(function() return q + q end, "add: cannot allocate")
@@ -80,7 +80,7 @@ describe("memory", function()
     for i = 1, 1000 do values[i] = i end
     assert.raises_at_caller(function() cf.tensor(values) end, "tensor: cannot allocate")
     assert.are.equal(before + 1, helper.live_storages())
-    cf.memory_limit("cpu", 0)
+    cf.memory_limit(helper.device, 0)
     assert.are.equal(1024, cf.ones({ 1024 }):sum())
     local o = cf.attention(q, q, q)
     assert.are.same({ 1, 2, 64, 32 }, o:shape())
@@ -102,7 +102,7 @@ describe("memory", function()
     local needed = cf.memory_stats().peak_bytes - base
     local failures = 0
     for limit = 1, needed + 4096, 4096 do
-      cf.memory_limit("cpu", base + limit)
+      cf.memory_limit(helper.device, base + limit)
       local ok, message = pcall(step)
       if not ok then
         failures = failures + 1

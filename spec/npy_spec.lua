@@ -1,4 +1,4 @@
-local cf = require "cuflash"
+local cf = require "spec.support.on_device"
 local helper = require "spec.helper"
 
 local function le(n, bytes)

@@ -1,4 +1,4 @@
-local cf = require "cuflash"
+local cf = require "spec.support.on_device"
 
 describe("random numbers", function()
   it("are the same for the same seed", function()

@@ -35,6 +35,8 @@ describe("the REPL on a pipe", function()
     { "explains", "? cf.arange\n", "cf.arange(first, last[, step[, options]])\n", "prefix" },
     { "explains methods", "?tensor.narrow\n", "t:narrow(dim, start, length)\n", "prefix" },
     { "explains a method by its bare name", "? narrow\n", "t:narrow(dim, start, length)\n", "prefix" },
+    { "explains streams", "? stream:wait\n", "stream:wait(event)\n", "prefix" },
+    { "explains a function of a table by its bare name", "? with_stream\n", "cf.cuda.with_stream(stream, f, ...)\n", "prefix" },
     { "explains contexts", "? ctx:backward\n", "ctx:backward(d_o[, options])\n", "prefix" },
     { "suggests what may be meant", "? atention\n", "no help on 'atention' (did you mean 'attention'?); ? alone lists what there is\n" },
     { "lists what there is", "?\n", "Help on a function: ? name", "prefix" },
@@ -71,6 +73,11 @@ describe("the REPL on a pipe", function()
     for name in pairs(require("cuflash.tensor").methods) do
       local plain = name:gsub("_$", "")
       if not documented["tensor:" .. name] and not documented["tensor:" .. plain] then missing[#missing + 1] = ":" .. name end
+    end
+    for class, functions in pairs { stream = require("cuflash.stream").Stream, event = require("cuflash.stream").Event } do
+      for name in pairs(functions) do
+        if not name:find "^__" and not documented[class .. ":" .. name] then missing[#missing + 1] = class .. ":" .. name end
+      end
     end
     table.sort(missing)
     assert.are.same({}, missing)

@@ -1,4 +1,4 @@
-local cf = require "cuflash"
+local cf = require "spec.support.on_device"
 local ffi = require "ffi"
 local helper = require "spec.helper"
 
@@ -40,7 +40,7 @@ describe("a tensor", function()
     assert.are.same({ 2, 3, 4 }, { t:size(1), t:size(2), t:size(-1) })
     assert.are.same({ 12, 4, 1 }, { t:stride(1), t:stride(-2), t:stride(3) })
     assert.are.equal("float16", t.dtype)
-    assert.are.equal("cpu", t.device)
+    assert.are.equal(helper.device_name, t.device)
     assert.is_true(t:is_contiguous())
     assert.are.equal(2, #t)
     assert.are.equal(0, cf.tensor(1):dim())
@@ -57,7 +57,8 @@ describe("a tensor", function()
     it("can be " .. row[1], function()
       for _, alias in ipairs(row[2]) do assert.are.equal(row[1], cf.ones({ 1 }, { dtype = alias }).dtype) end
       local t = cf.ones({ 2 }, { dtype = row[1] })
-      assert.is_true(ffi.istype(row[3], t:data()))
+      assert.is_true(ffi.istype(row[3], t:cpu():data()))
+      assert.is_true(ffi.istype(helper.device == "cpu" and row[3] or "void *", t:data()))
       assert.are.equal(0, tonumber(ffi.cast("uintptr_t", t:data()) % 64))
       assert.tensor(t:float(), { 1, 1 }, "float32")
       assert.tensor(t:half(), { 1, 1 }, "float16")
@@ -76,7 +77,7 @@ describe("a tensor", function()
     assert.tensor(cf.tensor({ 1 + 2 ^ -11 + 2 ^ -40 }, { dtype = "f16" }), { 1 + 2 ^ -10 })
   end)
 
-  it("has a pointer to its elements", function()
+  it("has a pointer to its elements #cpu", function()
     local t = cf.tensor { 1, 2, 3 }
     t:data()[1] = 20
     assert.tensor(t, { 1, 20, 3 })
@@ -146,11 +147,11 @@ describe("a tensor", function()
   end)
 
   it("joins with strings when printed", function()
-    assert.are.equal("x = 1\n[cf.Tensor float32 1 cpu]", ("x = " .. cf.ones { 1 }):gsub("  ", ""))
+    assert.are.equal("x = 1\n[cf.Tensor float32 1 " .. helper.device_name .. "]", ("x = " .. cf.ones { 1 }):gsub("  ", ""))
   end)
 end)
 
-describe("a tensor over foreign memory", function()
+describe("a tensor over foreign memory #cpu", function()
   it("shares it", function()
     local memory = ffi.new("float[6]", 1, 2, 3, 4, 5, 6)
     local t = cf.from_pointer(memory, { 2, 3 })

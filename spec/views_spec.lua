@@ -1,4 +1,4 @@
-local cf = require "cuflash"
+local cf = require "spec.support.on_device"
 
 local function count() return cf.arange(24):view { 2, 3, 4 } end -- element [i][j][k] is 12 (i-1) + 4 (j-1) + k
 

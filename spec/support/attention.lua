@@ -2,7 +2,8 @@
 --
 -- A case is a table: name, seq_q, seq_k, dim, and, where not the default, batch (1), heads (1), heads_kv (heads),
 -- dim_v (dim), causal (false), scale (1 / sqrt(dim)), bound (attention.bound) and fill, which makes the inputs
--- (attention.normal). The device is $CUFLASH_SPEC_DEVICE, "cpu" without it.
+-- (attention.normal), always on the CPU. What is tested runs on $CUFLASH_SPEC_DEVICE, the CPU without it; there the inputs are
+-- moved, and every result is brought back to be looked at.
 
 local ffi = require "ffi"
 local bit = require "bit"
@@ -11,6 +12,11 @@ local cf = require "cuflash"
 local C = require("cuflash.library").C
 
 local attention = { device = os.getenv "CUFLASH_SPEC_DEVICE" or "cpu" }
+
+local on_cpu = attention.device == "cpu"
+
+--- The largest head dimension that the device has kernels for.
+attention.max_dim = on_cpu and 512 or 256
 
 attention.dtypes = { "float32", "float16", "bfloat16" }
 attention.inputs = { "q", "k", "v", "d_o" }
@@ -92,22 +98,20 @@ function attention.make(case, dtype)
   return inputs
 end
 
-local function options_of(case)
-  return { causal = case.causal, scale = case.scale }
-end
-
---- Runs attention forward and backward; the outputs by name.
-function attention.run(case, inputs)
-  local o, ctx = cf.attention(inputs.q, inputs.k, inputs.v, options_of(case))
+local function run(f, inputs, options)
+  local o, ctx = f(inputs.q, inputs.k, inputs.v, options)
   local dq, dk, dv = ctx:backward(inputs.d_o)
   return { o = o, lse = ctx.lse, dq = dq, dk = dk, dv = dv }
 end
 
+--- Runs attention forward and backward; the outputs by name. They are bit-equal from run to run, dq too, unless told otherwise.
+function attention.run(case, inputs, deterministic)
+  return run(cf.attention, inputs, { causal = case.causal, scale = case.scale, deterministic = deterministic ~= false })
+end
+
 --- The same by the oracle: float64 on the CPU.
 function attention.oracle(case, inputs)
-  local o, ctx = cf.reference.attention(inputs.q, inputs.k, inputs.v, options_of(case))
-  local dq, dk, dv = ctx:backward(inputs.d_o:cpu())
-  return { o = o, lse = ctx.lse, dq = dq, dk = dk, dv = dv }
+  return run(cf.reference.attention, inputs, { causal = case.causal, scale = case.scale })
 end
 
 --- The C struct of a problem, for what Lua does not offer. Tensors may be missing; they must outlive it.
@@ -117,7 +121,7 @@ function attention.problem(case, tensors)
   for _, name in ipairs { "q", "k", "v", "o", "lse", "d_o", "dq", "dk", "dv" } do
     if tensors[name] then p[name] = tensors[name].handle end
   end
-  p.flags = case.causal and C.CUFLASH_CAUSAL or 0
+  p.flags = bit.bor(C.CUFLASH_DETERMINISTIC, case.causal and C.CUFLASH_CAUSAL or 0)
   if case.scale then
     p.flags = bit.bor(p.flags, C.CUFLASH_SCALE)
     p.scale = case.scale
@@ -394,8 +398,14 @@ end
 --- Runs a case in a dtype and checks all outputs. Returns them, with the inputs.
 function attention.verify(case, dtype)
   local inputs = attention.make(case, dtype)
-  local actual = attention.run(case, inputs)
-  attention.check(case, dtype, inputs, actual)
+  local actual, expected = attention.run(case, inputs), attention.oracle(case, inputs)
+  attention.check(case, dtype, inputs, actual, expected)
+  if not on_cpu then -- dq of any order of additions is another computation, the rest is not
+    local unordered = attention.run(case, inputs, false)
+    attention.check(case, dtype, inputs, { dq = unordered.dq }, expected)
+    unordered.dq = nil
+    attention.all_same_bits(actual, unordered, "without asking for determinism")
+  end
   return actual, inputs
 end
 

@@ -1,0 +1,288 @@
+/* The host side of the CUDA backend against a stand-in for the driver (fake_libcuda.c), whose path is the argument: devices, memory,
+ * plans for every architecture, launches, errors. FAKE_CUDA_SM says which architecture. */
+#include <dlfcn.h>
+#include <pthread.h>
+
+#include "check.h"
+
+#define SHAPE(...) ((const int64_t[]){__VA_ARGS__})
+
+static struct {
+    long (*launches)(void);
+    long (*allocations)(void);
+    const char *(*last_launch)(void);
+    void (*fault)(int);
+} fake;
+
+static int sm(void) {
+    return atoi(getenv("FAKE_CUDA_SM"));
+}
+
+static cuflash_memory_stats stats(int device) {
+    cuflash_memory_stats s;
+    REQUIRE_OK(cuflash_memory_get_stats(device, &s));
+    return s;
+}
+
+static cuflash_tensor make(cuflash_dtype dtype, int device, int64_t b, int64_t h, int64_t s, int64_t d) {
+    cuflash_tensor t;
+    REQUIRE_OK(cuflash_tensor_empty(&t, dtype, device, 4, SHAPE(b, h, s, d)));
+    return t;
+}
+
+/* ---- Devices and memory ------------------------------------------------------------------------- */
+
+static void test_devices(void) {
+    CHECK(cuflash_cuda_device_count() == 2);
+    CHECK_OK(cuflash_device_check(0));
+    CHECK_OK(cuflash_device_check(1));
+    CHECK_FAILS(CUFLASH_CUDA_ERROR, "cuda:2|only 2 CUDA devices", cuflash_device_check(2));
+    CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "-2", cuflash_device_check(-2));
+    cuflash_cuda_device_info info;
+    REQUIRE_OK(cuflash_cuda_get_device_info(1, &info));
+    CHECK(strcmp(info.name, "Fake GPU 1") == 0 && 10 * info.compute_major + info.compute_minor == sm());
+    CHECK(info.driver_version == 13000 && info.total_bytes == 1 << 30 && info.free_bytes == 1 << 30);
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "cuda_get_device_info|'info'", cuflash_cuda_get_device_info(0, NULL));
+    CHECK_FAILS(CUFLASH_CUDA_ERROR, "cuda:9", cuflash_cuda_get_device_info(9, &info));
+    CHECK_OK(cuflash_synchronize(0));
+    CHECK_FAILS(CUFLASH_CUDA_ERROR, "cuda:7", cuflash_synchronize(7));
+}
+
+static void test_memory(void) {
+    long allocations = fake.allocations();
+    cuflash_memory_stats cpu = stats(CUFLASH_CPU);
+    cuflash_tensor a = make(CUFLASH_FLOAT32, 0, 1, 2, 3, 4), b = make(CUFLASH_FLOAT16, 1, 1, 1, 1, 5);
+    CHECK(a.device == 0 && b.device == 1 && fake.allocations() == allocations + 2);
+    CHECK(stats(0).live_bytes == 96 && stats(1).live_bytes == 10 && stats(CUFLASH_CPU).live_bytes == cpu.live_bytes);
+    cuflash_tensor view;
+    REQUIRE_OK(cuflash_tensor_select(&view, &a, 1, 1));
+    cuflash_tensor_release(&a);
+    CHECK(stats(0).live_bytes == 96);
+    cuflash_tensor_release(&view);
+    cuflash_tensor_release(&b);
+    CHECK(stats(0).live_bytes == 0 && stats(1).live_bytes == 0 && fake.allocations() == allocations);
+
+    cuflash_tensor t;
+    CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "tensor_empty|4.00 GiB|cuda:1|1.00 GiB free of 1.00 GiB|0 tensors",
+                cuflash_tensor_empty(&t, CUFLASH_FLOAT32, 1, 1, SHAPE(1 << 30)));
+    REQUIRE_OK(cuflash_memory_set_limit(1, 4096));
+    CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "tensor_empty|8.00 KiB|cuda:1|limit 4.00 KiB",
+                cuflash_tensor_empty(&t, CUFLASH_FLOAT32, 1, 1, SHAPE(2048)));
+    REQUIRE_OK(cuflash_tensor_empty(&t, CUFLASH_FLOAT32, 0, 1, SHAPE(2048))); /* the other device has no limit */
+    cuflash_tensor_release(&t);
+    REQUIRE_OK(cuflash_memory_set_limit(1, 0));
+    CHECK(fake.allocations() == allocations && stats(1).peak_bytes == 10);
+}
+
+/* ---- Attention ---------------------------------------------------------------------------------- */
+
+typedef struct {
+    cuflash_tensor q, k, v, o, lse, d_o, dq, dk, dv;
+    cuflash_attention a;
+} problem;
+
+static void problem_make(problem *p, cuflash_dtype dtype, int64_t dim, int64_t dim_v) {
+    memset(p, 0, sizeof *p);
+    p->q = make(dtype, 0, 2, 4, 100, dim), p->k = make(dtype, 0, 2, 2, 300, dim), p->v = make(dtype, 0, 2, 2, 300, dim_v);
+    p->o = make(dtype, 0, 2, 4, 100, dim_v), p->d_o = make(dtype, 0, 2, 4, 100, dim_v);
+    p->dq = make(dtype, 0, 2, 4, 100, dim), p->dk = make(dtype, 0, 2, 2, 300, dim), p->dv = make(dtype, 0, 2, 2, 300, dim_v);
+    REQUIRE_OK(cuflash_tensor_empty(&p->lse, CUFLASH_FLOAT32, 0, 3, SHAPE(2, 4, 100)));
+    p->a = (cuflash_attention){sizeof p->a, &p->q,  &p->k, &p->v, &p->o, &p->lse, &p->d_o, &p->dq,
+                               &p->dk,      &p->dv, 0,     0,     NULL,  NULL,    0};
+}
+
+static void problem_free(problem *p) {
+    cuflash_tensor *const all[] = {&p->q, &p->k, &p->v, &p->o, &p->lse, &p->d_o, &p->dq, &p->dk, &p->dv};
+    for (int i = 0; i < COUNT_OF(all); i++) cuflash_tensor_release(all[i]);
+}
+
+static const char *field(const char *plan, const char *name, char value[256]) {
+    char key[64];
+    snprintf(key, sizeof key, "%s: ", name);
+    const char *at = strstr(plan, key);
+    snprintf(value, 256, "%.*s", at ? (int)strcspn(at + strlen(key), "\n") : 0, at ? at + strlen(key) : "");
+    return value;
+}
+
+/* Every head dimension has a kernel on every architecture, which fits into its shared memory, and what runs is what the plan
+ * says. */
+static void test_plans(void) {
+    cuflash_cuda_device_info info;
+    REQUIRE_OK(cuflash_cuda_get_device_info(0, &info));
+    static const int dims[] = {1, 32, 33, 64, 96, 111, 128, 160, 192, 200, 256};
+    for (int dtype = CUFLASH_FLOAT32; dtype <= CUFLASH_BFLOAT16; dtype++)
+        for (int i = 0; i < COUNT_OF(dims); i++) {
+            problem p;
+            problem_make(&p, (cuflash_dtype)dtype, dims[i], dims[i] > 40 ? 40 : dims[i]);
+            for (int pass = CUFLASH_FORWARD; pass <= CUFLASH_BACKWARD; pass++) {
+                check_in("sm_%d, %s, head dim %d, %s", sm(), cuflash_dtype_name(dtype), dims[i], pass ? "backward" : "forward");
+                char plan[1024], text[256], expected[320];
+                REQUIRE_OK(cuflash_attention_plan(&p.a, (cuflash_pass)pass, plan, sizeof plan));
+                const char *family = dtype == CUFLASH_FLOAT32 || sm() < 80 ? "cuflash_fma_" : "cuflash_mma_";
+                CHECK_F(strncmp(field(plan, "kernel", text), family, strlen(family)) == 0, "expected %s, got:\n%s", family,
+                        plan);
+                CHECK_F(atoi(field(plan, "shared memory", text)) <= info.shared_bytes, "too much shared memory:\n%s", plan);
+                CHECK(strstr(plan, "Fake GPU 0") && strstr(plan, "grid: ") && strstr(plan, "tile: ") &&
+                      strstr(plan, "threads: "));
+                long launches = fake.launches();
+                CHECK_OK(pass ? cuflash_attention_backward(&p.a) : cuflash_attention_forward(&p.a));
+                if (pass) {
+                    CHECK_F(fake.launches() == launches + 3 + (dtype == CUFLASH_FLOAT32), "got %ld launches",
+                            fake.launches() - launches);
+                } else {
+                    CHECK(fake.launches() == launches + 1);
+                    char kernel[256], grid[256], threads[256];
+                    field(plan, "kernel", kernel)[0] ? kernel[strcspn(kernel, " ")] = 0 : 0;
+                    snprintf(expected, sizeof expected, "%.100s %d %d %d", kernel, atoi(field(plan, "grid", grid)),
+                             atoi(field(plan, "threads", threads)), atoi(field(plan, "shared memory", text)));
+                    CHECK_F(strcmp(fake.last_launch(), expected) == 0, "expected '%s', got '%s'", expected, fake.last_launch());
+                }
+            }
+            problem_free(&p);
+        }
+    check_in("%s", "");
+}
+
+/* A workspace of the caller's is used; one of our own is given back; both are the size that was said. */
+static void test_workspace(void) {
+    problem p;
+    problem_make(&p, CUFLASH_FLOAT32, 64, 64);
+    size_t bytes = 1;
+    CHECK_OK(cuflash_attention_workspace(&p.a, CUFLASH_FORWARD, &bytes));
+    CHECK(bytes == 0);
+    REQUIRE_OK(cuflash_attention_workspace(&p.a, CUFLASH_BACKWARD, &bytes));
+    CHECK(bytes >= 2 * 4 * 100 * 64 * sizeof(float) && bytes < 2 * 4 * 300 * 80 * sizeof(float));
+    REQUIRE_OK(cuflash_memory_reset_peak(0));
+    int64_t live = stats(0).live_bytes;
+    CHECK_OK(cuflash_attention_backward(&p.a));
+    CHECK(stats(0).peak_bytes == live + (int64_t)bytes && stats(0).live_bytes == live);
+    cuflash_tensor workspace;
+    REQUIRE_OK(cuflash_tensor_empty(&workspace, CUFLASH_FLOAT32, 0, 1, SHAPE((int64_t)bytes / 4)));
+    REQUIRE_OK(cuflash_memory_reset_peak(0));
+    p.a.workspace = workspace.data;
+    p.a.workspace_bytes = bytes;
+    CHECK_OK(cuflash_attention_backward(&p.a));
+    CHECK(stats(0).peak_bytes == stats(0).live_bytes);
+    p.a.workspace_bytes--;
+    CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "attention_backward|'workspace_bytes'", cuflash_attention_backward(&p.a));
+    p.a.workspace = NULL;
+    REQUIRE_OK(cuflash_memory_set_limit(0, stats(0).live_bytes + 1000));
+    CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "attention_backward|cuda:0|limit", cuflash_attention_backward(&p.a));
+    REQUIRE_OK(cuflash_memory_set_limit(0, 0));
+    CHECK_OK(cuflash_attention_backward(&p.a));
+    cuflash_tensor_release(&workspace);
+    problem_free(&p);
+}
+
+static void test_refusals(void) {
+    problem p;
+    problem_make(&p, CUFLASH_FLOAT16, 64, 64);
+    cuflash_tensor wide = make(CUFLASH_FLOAT16, 0, 1, 1, 8, 257), other = make(CUFLASH_FLOAT16, 1, 2, 2, 300, 64);
+    cuflash_attention a = {sizeof a, &wide, &wide, &wide, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, NULL, NULL, 0};
+    char plan[1024];
+    long launches = fake.launches();
+    CHECK_FAILS(CUFLASH_UNSUPPORTED_HEAD_DIM, "'q'|1 to 256|257",
+                cuflash_attention_plan(&a, CUFLASH_FORWARD, plan, sizeof plan));
+    a = p.a;
+    a.k = &other;
+    CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "attention_forward|'k'|device of 'q', cuda:0|on cuda:1",
+                cuflash_attention_forward(&a));
+    CHECK_FAILS(CUFLASH_INVALID_ARGUMENT, "reference_forward|'q'|CPU", cuflash_reference_forward(&p.a));
+    CHECK(fake.launches() == launches);
+    cuflash_tensor_release(&wide);
+    cuflash_tensor_release(&other);
+    problem_free(&p);
+}
+
+/* A fault on the device: every call says so in CUDA's words, and nothing crashes. */
+static void test_fault(void) {
+    problem p;
+    problem_make(&p, CUFLASH_FLOAT32, 64, 64);
+    long allocations = fake.allocations();
+    fake.fault(700);
+    cuflash_tensor t;
+    CHECK_FAILS(CUFLASH_CUDA_ERROR, "attention_forward|illegal memory access|CUDA_ERROR_ILLEGAL_ADDRESS",
+                cuflash_attention_forward(&p.a));
+    CHECK_FAILS(CUFLASH_CUDA_ERROR, "attention_backward|illegal memory access", cuflash_attention_backward(&p.a));
+    CHECK_FAILS(CUFLASH_CUDA_ERROR, "synchronize|illegal memory access", cuflash_synchronize(0));
+    CHECK_FAILS(CUFLASH_CUDA_ERROR, "tensor_empty|illegal memory access",
+                cuflash_tensor_empty(&t, CUFLASH_FLOAT32, 0, 1, SHAPE(8)));
+    REQUIRE_OK(cuflash_tensor_empty(&t, CUFLASH_FLOAT32, CUFLASH_CPU, 1, SHAPE(8))); /* the CPU lives on */
+    CHECK_OK(cuflash_tensor_fill(&t, 3));
+    cuflash_tensor_release(&t);
+    fake.fault(0);
+    CHECK(fake.allocations() == allocations);
+    CHECK_OK(cuflash_attention_forward(&p.a));
+    problem_free(&p);
+}
+
+static void test_streams(void) {
+    cudaStream_t stream = NULL;
+    cudaEvent_t start = NULL, end = NULL;
+    REQUIRE_OK(cuflash_stream_create(0, &stream));
+    REQUIRE_OK(cuflash_event_create(0, &start));
+    REQUIRE_OK(cuflash_event_create(0, &end));
+    CHECK(cuflash_set_stream(stream) == NULL && cuflash_set_stream(stream) == stream);
+    CHECK_OK(cuflash_event_record(0, start, NULL));
+    CHECK_OK(cuflash_event_record(0, end, stream));
+    float milliseconds = 0;
+    CHECK_OK(cuflash_event_synchronize(0, end));
+    CHECK_OK(cuflash_event_elapsed(0, start, end, &milliseconds));
+    CHECK(milliseconds == 1);
+    CHECK_OK(cuflash_stream_wait_event(0, stream, end));
+    CHECK_OK(cuflash_stream_synchronize(0, stream));
+    CHECK_OK(cuflash_event_destroy(0, start));
+    CHECK_OK(cuflash_event_destroy(0, end));
+    CHECK_OK(cuflash_stream_destroy(0, stream));
+    CHECK(cuflash_set_stream(NULL) == NULL); /* a destroyed stream is nobody's */
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "stream_create|'stream'", cuflash_stream_create(0, NULL));
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "stream_destroy|'stream'", cuflash_stream_destroy(0, NULL));
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "stream_wait_event|'event'", cuflash_stream_wait_event(0, NULL, NULL));
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "event_create|'event'", cuflash_event_create(0, NULL));
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "event_destroy|'event'", cuflash_event_destroy(0, NULL));
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "event_record|'event'", cuflash_event_record(0, NULL, NULL));
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "event_synchronize|'event'", cuflash_event_synchronize(0, NULL));
+    CHECK_FAILS(CUFLASH_NULL_POINTER, "event_elapsed|'start'", cuflash_event_elapsed(0, NULL, NULL, NULL));
+    CHECK_FAILS(CUFLASH_CUDA_ERROR, "cuda:5", cuflash_stream_create(5, &stream));
+}
+
+static void *work(void *unused) {
+    (void)unused;
+    for (int i = 0; i < 50; i++) {
+        problem p;
+        problem_make(&p, i % 2 ? CUFLASH_FLOAT16 : CUFLASH_FLOAT32, 32 + 32 * (i % 3), 64);
+        CHECK_OK(cuflash_attention_forward(&p.a));
+        CHECK_OK(cuflash_attention_backward(&p.a));
+        problem_free(&p);
+    }
+    return NULL;
+}
+
+static void test_threads(void) {
+    long allocations = fake.allocations();
+    pthread_t threads[4];
+    for (int i = 0; i < COUNT_OF(threads); i++) pthread_create(&threads[i], NULL, work, NULL);
+    for (int i = 0; i < COUNT_OF(threads); i++) pthread_join(threads[i], NULL);
+    CHECK(fake.allocations() == allocations && stats(0).live_bytes == 0);
+}
+
+int main(int argc, char **argv) {
+    if (argc != 2) return fprintf(stderr, "usage: %s path-of-the-stand-in-driver\n", argv[0]), 1;
+    if (!getenv("FAKE_CUDA_SM")) setenv("FAKE_CUDA_SM", "90", 1);
+    setenv("FAKE_CUDA_DEVICES", "2", 1);
+    void *driver = dlopen(argv[1], RTLD_NOW);
+    if (!driver) return fprintf(stderr, "%s\n", dlerror()), 1;
+    *(void **)&fake.launches = dlsym(driver, "fake_launches");
+    *(void **)&fake.allocations = dlsym(driver, "fake_allocations");
+    *(void **)&fake.last_launch = dlsym(driver, "fake_last_launch");
+    *(void **)&fake.fault = dlsym(driver, "fake_fault");
+    test_devices();
+    test_memory();
+    test_plans();
+    test_workspace();
+    test_refusals();
+    test_fault();
+    test_streams();
+    test_threads();
+    return check_result();
+}

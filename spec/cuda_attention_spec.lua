@@ -1,0 +1,354 @@
+-- Attention on a CUDA device, beyond what the attention specs show there: the same bits every time while others use the memory, tensors
+-- of more than 2^31 elements, streams, and what runs.
+
+local cf = require "cuflash"
+local C = require("cuflash.native").C
+local ffi = require "ffi"
+local helper = require "spec.helper"
+local attention = require "spec.support.attention"
+local bits = require "spec.support.bits"
+
+ffi.cdef 'int cuflash_spec_memcmp(const void *a, const void *b, size_t bytes) __asm__("memcmp");'
+
+local available, reason = cf.cuda.is_available()
+
+local function on_gpu(name, f)
+  it(name, function()
+    if not available then pending(reason) end
+    f()
+    collectgarbage()
+    collectgarbage()
+  end)
+end
+
+local function GiB(bytes) return ("%.1f GiB"):format(bytes / 2 ^ 30) end
+
+-- The inputs of a case, of a dtype, on the device.
+local function make(case, dtype)
+  local inputs = {}
+  for name, tensor in pairs(case.fill(case)) do inputs[name] = tensor:to { dtype = dtype, device = "cuda" } end
+  return inputs
+end
+
+-- ---- Repeats -----------------------------------------------------------------------------------------------
+
+describe("attention on a CUDA device, while another stream keeps the memory busy #gpu", function()
+  local REPEATS = 1000
+  local BUSY = 2 ^ 27 -- float32 numbers that are copied beside each repeat
+
+  -- Grouped heads and partial tiles in both directions; several blocks add to each tile of dq.
+  local case = attention.case {
+    name = "repeats", batch = 2, heads = 16, heads_kv = 4, seq_q = 300, seq_k = 500, dim = 64, causal = true,
+  }
+  local BYTES = { float32 = 4, bfloat16 = 2 }
+
+  -- Results on the host that are always the same: their bytes, to compare the next ones with.
+  local Kept = {}
+  Kept.__index = Kept
+
+  function Kept:check(name, tensor, times)
+    local expected = self[name]
+    if not expected then
+      self[name] = { bits = tensor:clone():cpu(), now = cf.empty(tensor:shape(), { dtype = tensor.dtype }) }
+      return
+    end
+    expected.now:copy_(tensor)
+    local bytes = tensor:numel() * BYTES[tensor.dtype]
+    if ffi.C.cuflash_spec_memcmp(expected.now:data(), expected.bits:data(), bytes) ~= 0 then
+      bits.assert_same(expected.now, expected.bits, ("%s of run %d"):format(name, times))
+    end
+  end
+
+  -- One forward and backward. dq is the same every time only where that is asked for, the rest always and in both modes.
+  local function run(inputs, deterministic, kept, times)
+    local o, ctx = cf.attention(inputs.q, inputs.k, inputs.v, { causal = case.causal, deterministic = deterministic })
+    local dq, dk, dv = ctx:backward(inputs.d_o)
+    kept:check("o", o, times)
+    kept:check("lse", ctx.lse, times)
+    kept:check("dk", dk, times)
+    kept:check("dv", dv, times)
+    if deterministic then kept:check("dq", dq, times) end
+    for _, done in ipairs { o, dq, dk, dv, ctx } do done:free() end
+  end
+
+  for _, dtype in ipairs { "float32", "bfloat16" } do
+    on_gpu(("gives the same bits in each of %d runs: %s"):format(REPEATS, dtype), function()
+      local inputs = make(case, dtype)
+      local from, to = cf.ones({ BUSY }, { device = "cuda" }), cf.empty({ BUSY }, { device = "cuda" })
+      -- neither is the default stream, beside which none would run
+      local ours, others = cf.cuda.stream(), cf.cuda.stream()
+      local kept = setmetatable({}, Kept)
+      for times = 1, REPEATS do
+        cf.cuda.with_stream(others, to.copy_, to, from)
+        cf.cuda.with_stream(ours, run, inputs, true, kept, times)
+        cf.cuda.with_stream(others, to.copy_, to, from)
+        cf.cuda.with_stream(ours, run, inputs, false, kept, times)
+      end
+      others:synchronize()
+      for _, name in ipairs { "o", "dq", "dk", "dv" } do -- and they are numbers
+        local sum = kept[name].bits:sum()
+        assert.is_true(sum == sum and kept[name].bits:abs():max() > 0, name)
+      end
+      from:free()
+      to:free()
+    end)
+  end
+end)
+
+-- ---- Beyond 2^31 elements ----------------------------------------------------------------------------------
+
+describe("attention on views that reach beyond 2^31 elements of a CUDA tensor #gpu", function()
+  local DIM, SEQ_Q, SEQ_K = 64, 113, 300
+  local LONG = 2 ^ 24 + 37 -- rows of DIM: two of them are more than 2^31 elements
+  local SLOTS = { q = 1, k = 2, v = 3, o = 4, d_o = 5, dq = 6, dk = 7, dv = 8 }
+
+  -- The sequences of all tensors, one after the other, at the end of dimension 3.
+  local function at_the_end(base, slot, seq)
+    return base:narrow(3, LONG - 8 * SEQ_K + (slot - 1) * SEQ_K + 1, seq)
+  end
+
+  -- base: the shape of the whole; place(base, slot, seq, heads): the [batch x heads x seq x dim] view of one of eight tensors in it.
+  local layouts = {
+    { name = "rows", base = { 1, SEQ_K, 2 ^ 17, DIM }, heads = 4, heads_kv = 2, place = function(base, slot, seq, heads)
+      return base:narrow(2, SEQ_K - seq + 1, seq):narrow(3, 4 * slot + 1, heads):transpose(2, 3)
+    end },
+    { name = "heads", base = { 1, 3, LONG, DIM }, heads = 3, place = at_the_end },
+    { name = "batch elements", base = { 3, 1, LONG, DIM }, batch = 3, heads = 1, place = at_the_end },
+  }
+
+  for _, layout in ipairs(layouts) do
+    on_gpu(("gives the bits of compact tensors, with %s that far apart"):format(layout.name), function()
+      local needed, free = 2 ^ 29, cf.cuda.device_info().free_bytes
+      local elements = 1
+      for _, size in ipairs(layout.base) do elements = elements * size end
+      assert.is_true(elements > 2 ^ 31)
+      needed = needed + 2 * elements
+      if free < needed then pending(("the device has %s free, and this takes %s"):format(GiB(free), GiB(needed))) end
+
+      local case = attention.case {
+        name = "beyond 2^31 elements", batch = layout.batch, heads = layout.heads, heads_kv = layout.heads_kv, seq_q = SEQ_Q,
+        seq_k = SEQ_K, dim = DIM, causal = true,
+      }
+      -- NaN around and between: an address that lost its upper bits finds nothing else
+      local base = cf.empty(layout.base, { dtype = "float16", device = "cuda" }):fill_(0 / 0)
+      local shapes, far = attention.shapes(case), {}
+      for name, slot in pairs(SLOTS) do
+        far[name] = layout.place(base, slot, shapes[name][3], shapes[name][2])
+        assert.are.same(shapes[name], { unpack(far[name]:shape()) })
+      end
+      local compact = make(case, "float16")
+      for name, tensor in pairs(compact) do far[name]:copy_(tensor) end
+
+      local function run(t, outputs)
+        local o, ctx = cf.attention(t.q, t.k, t.v, { causal = true, deterministic = true, out = outputs.o })
+        local dq, dk, dv = ctx:backward(t.d_o, { dq = outputs.dq, dk = outputs.dk, dv = outputs.dv })
+        return { o = o, lse = ctx.lse, dq = dq, dk = dk, dv = dv }
+      end
+      local expected, got = run(compact, {}), run(far, far)
+      for _, name in ipairs(attention.outputs) do
+        local host = expected[name]:cpu()
+        assert.is_true(host:sum() == host:sum(), name .. " of the compact tensors is NaN")
+        bits.assert_same(got[name], host, name)
+      end
+      for name, tensor in pairs(compact) do bits.assert_same(far[name], tensor:cpu(), name .. ", which is only read,") end
+      for _, tensor in pairs(far) do tensor:free() end
+      base:free()
+    end)
+  end
+end)
+
+-- ---- Streams -----------------------------------------------------------------------------------------------
+
+-- The stream that work of this thread goes to.
+local function current()
+  local stream = C.cuflash_set_stream(nil)
+  C.cuflash_set_stream(stream)
+  return stream
+end
+
+describe("CUDA streams #gpu", function()
+  on_gpu("give the results of the default stream", function()
+    local problems = {}
+    for i, row in ipairs {
+      { name = "first", batch = 2, heads = 4, heads_kv = 2, seq_q = 700, seq_k = 900, dim = 64, causal = true },
+      { name = "second", batch = 1, heads = 6, seq_q = 513, seq_k = 257, dim = 128 },
+    } do
+      local case = attention.case(row)
+      for _, dtype in ipairs(attention.dtypes) do
+        local inputs = make(case, dtype)
+        problems[#problems + 1] = { case = case, inputs = inputs, dtype = dtype, stream = i, expected = attention.run(case, inputs) }
+      end
+    end
+    local streams, results = { cf.cuda.stream(), cf.cuda.stream() }, {}
+    for _ = 1, 10 do
+      for _, p in ipairs(problems) do
+        results[#results + 1] = { p, cf.cuda.with_stream(streams[p.stream], attention.run, p.case, p.inputs) }
+      end
+    end
+    for _, stream in ipairs(streams) do stream:synchronize() end
+    for _, result in ipairs(results) do
+      attention.all_same_bits(result[1].expected, result[2], ("of the %s case in %s"):format(result[1].case.name, result[1].dtype))
+    end
+  end)
+
+  on_gpu("wait for each other's events", function()
+    local n, steps = 2 ^ 24, 200
+    local first, second, done = cf.cuda.stream(), cf.cuda.stream(), cf.cuda.event()
+    local x, y = cf.zeros({ n }, { device = "cuda" }), cf.zeros({ n }, { device = "cuda" })
+    cf.synchronize "cuda"
+    cf.cuda.with_stream(first, function()
+      for _ = 1, steps do x:add_(1) end
+      done:record()
+    end)
+    assert.are.equal(second, second:wait(done))
+    cf.cuda.with_stream(second, function() y:copy_(x) end)
+    second:synchronize()
+    assert.are.equal(steps, y:min())
+    assert.are.equal(steps, y:max())
+  end)
+
+  on_gpu("are measured by events", function()
+    local stream, start, finish = cf.cuda.stream(), cf.cuda.event(), cf.cuda.event()
+    local x = cf.zeros({ 2 ^ 24 }, { device = "cuda" })
+    start:record(stream)
+    cf.cuda.with_stream(stream, function()
+      for _ = 1, 20 do x:add_(1) end
+    end)
+    assert.are.equal(finish, finish:record(stream))
+    assert.are.equal(finish, finish:synchronize())
+    local milliseconds = start:elapsed(finish)
+    assert.is_true(milliseconds > 0 and milliseconds < 10000, tostring(milliseconds))
+    assert.raises_at_caller(function() start:elapsed(cf.cuda.event()) end, "elapsed: argument 'later': the event was not recorded yet")
+    assert.are.equal("[cf.Stream cuda:0]", tostring(stream))
+    assert.are.equal("[cf.Event cuda:0]", tostring(start))
+  end)
+
+  on_gpu("hold within with_stream only, which passes on what its function returns and raises", function()
+    local outer, inner = cf.cuda.stream(), cf.cuda.stream()
+    assert.is_true(current() == nil)
+    local function count(...) return select("#", ...), ... end
+    local n, a, b, c = count(cf.cuda.with_stream(outer, function(x, y)
+      assert.is_true(current() == outer:handle())
+      cf.cuda.with_stream(inner, function() assert.is_true(current() == inner:handle()) end)
+      assert.is_true(current() == outer:handle())
+      return x, nil, y
+    end, 1, 2))
+    assert.are.same({ 3, 1, nil, 2 }, { n, a, b, c })
+    assert.is_true(current() == nil)
+    local problem = {}
+    local ok, raised = pcall(cf.cuda.with_stream, outer, function() cf.cuda.with_stream(inner, error, problem) end)
+    assert.is_false(ok)
+    assert.are.equal(problem, raised)
+    assert.is_true(current() == nil)
+  end)
+end)
+
+-- ---- What runs ---------------------------------------------------------------------------------------------
+
+describe("a CUDA device #gpu", function()
+  on_gpu("tells what it is", function()
+    local info = cf.cuda.device_info()
+    assert.is_true(#info.name > 0)
+    assert.is_true(info.compute >= 70 and info.compute == math.floor(info.compute))
+    assert.is_true(info.multiprocessors > 0 and info.shared_bytes >= 48 * 1024)
+    assert.is_true(info.free_bytes > 0 and info.free_bytes <= info.total_bytes)
+    assert.truthy(info.driver:find "^%d+%.%d+$")
+    assert.truthy(info.toolkit:find "^%d+%.%d+$")
+    assert.are.equal(info.name, cf.cuda.device_info("cuda:0").name)
+    assert.is_true(cf.cuda.device_count() >= 1)
+    assert.raises_at_caller(function() cf.cuda.device_info(("cuda:%d"):format(cf.cuda.device_count())) end, "cuda.device_info: device cuda:")
+  end)
+
+  on_gpu("says what it has where memory runs out, and lives on", function()
+    local info = cf.cuda.device_info()
+    local too_many = 2 * math.floor(info.total_bytes / 4)
+    assert.raises_at_caller(function() cf.empty({ too_many }, { device = "cuda" }) end, "empty: cannot allocate "
+      .. ("%.2f GiB"):format(4 * too_many / 2 ^ 30) .. " on cuda:0, which has ")
+    assert.are.equal(3, cf.ones({ 3 }, { device = "cuda" }):sum())
+  end)
+end)
+
+describe("the plan of attention on a CUDA device #gpu", function()
+  local function explain(dtype, dim, options)
+    local q = cf.empty({ 2, 6, 300, dim }, { dtype = dtype, device = "cuda" })
+    local k = cf.empty({ 2, 3, 500, dim }, { dtype = dtype, device = "cuda" })
+    return cf.explain(q, k, k, options)
+  end
+
+  on_gpu("shows device, kernel, tile, stages, threads, shared memory and grid", function()
+    local info = cf.cuda.device_info()
+    for _, dtype in ipairs(attention.dtypes) do
+      local family = dtype ~= "float32" and info.compute >= 80 and "mma" or "fma"
+      local suffix = ({ float32 = "f32", float16 = "f16", bfloat16 = "bf16" })[dtype]
+      for _, dim in ipairs { 1, 31, 32, 64, 96, 128, 160, 192, 256 } do
+        local plan = explain(dtype, dim)
+        for pass, lines in pairs { forward = plan.forward, backward = plan.backward } do
+          local what = ("%s, head dim %d, %s:\n%s"):format(dtype, dim, pass, tostring(plan))
+          assert.are.equal(("cuda:0, %s (sm_%d, %d multiprocessors)"):format(info.name, info.compute, info.multiprocessors), lines.device)
+          local width, block_m, block_n = lines.kernel:match(("^cuflash_%s_%s_%s_d(%%d+)_(%%d+)x(%%d+) %%("):format(family, pass, suffix))
+          assert.is_truthy(width, what)
+          assert.is_true(tonumber(width) >= dim, what)
+          assert.are.equal(("%s queries x %s keys, head dim %s"):format(block_m, block_n, width), lines.tile)
+          assert.is_true(tonumber(lines.stages) >= 1, what)
+          assert.is_true(tonumber(lines.threads) % 32 == 0 and tonumber(lines.threads) <= 1024, what)
+          local shared = tonumber(lines["shared memory"]:match "^(%d+) bytes$")
+          assert.is_true(shared > 0 and shared <= info.shared_bytes, what)
+          local blocks = pass == "forward" and math.ceil(300 / block_m) * 6 * 2 or math.ceil(500 / block_n) * 3 * 2
+          assert.are.equal(blocks, tonumber(lines.grid:match "^(%d+) blocks"), what)
+        end
+      end
+    end
+  end)
+
+  on_gpu("tells whether the order of additions to dq is fixed", function()
+    assert.truthy(explain("float16", 64).backward.grid:find("in any order", 1, true))
+    assert.truthy(explain("float16", 64, { deterministic = true }).backward.grid:find("in a fixed order", 1, true))
+  end)
+
+  on_gpu("refuses what has no kernel, by name", function()
+    for _, dtype in ipairs(attention.dtypes) do
+      assert.raises_at_caller(function() explain(dtype, 257) end,
+        "explain: argument 'q': expected a head dimension of 1 to 256 on this device")
+    end
+  end)
+
+  -- The variable is read once a process.
+  local function forced(family, code)
+    local output, status = helper.luajit([[
+      local cf = require "cuflash"
+      local function make(dtype, dim)
+        return cf.randn({ 1, 2, 130, dim or 64 }, { dtype = dtype, device = "cuda", generator = cf.generator(1) })
+      end
+    ]] .. code, ("CUFLASH_LIB=%s CUFLASH_CUDA_FAMILY=%s"):format(helper.quote(cf.library_path), helper.quote(family)))
+    return output, status
+  end
+
+  on_gpu("is of the family that CUFLASH_CUDA_FAMILY names, and so is what runs", function()
+    local output, status = forced("fma", [[
+      for _, dtype in ipairs { "float32", "float16", "bfloat16" } do
+        for _, dim in ipairs { 1, 64, 128, 256 } do
+          local q = make(dtype, dim)
+          print((tostring(cf.explain(q, q, q).forward.kernel):match "^cuflash_%a+_"), (cf.explain(q, q, q).backward.kernel:match "^cuflash_%a+_"))
+        end
+      end
+      local q = make "float32"
+      print(cf.all_close(cf.attention(q, q, q):cpu(), (cf.reference.attention(q, q, q)), { rtol = 1e-5, atol = 1e-5 }))]])
+    assert.are.equal(0, status, output)
+    local lines = {}
+    for line in output:gmatch "[^\n]+" do lines[#lines + 1] = line end
+    for i = 1, 12 do assert.are.equal("cuflash_fma_\tcuflash_fma_", lines[i]) end
+    assert.truthy(lines[13] and lines[13]:find "^true\tclose", output)
+  end)
+
+  on_gpu("is an error where that family has no kernel for the problem", function()
+    for _, row in ipairs { { "mma", "float32" }, { "nonsense", "float16" }, { "nonsense", "float32" } } do
+      local output, status = forced(row[1], ([[
+        local q = make %q
+        for _, f in ipairs { cf.explain, cf.attention } do print(select(2, pcall(f, q, q, q))) end]]):format(row[2]))
+      assert.are.equal(0, status, output)
+      local said = ("the environment variable CUFLASH_CUDA_FAMILY is '%s', which has no kernel for %s on sm_%d"):format(row[1], row[2],
+        cf.cuda.device_info().compute)
+      for _, name in ipairs { "explain", "attention" } do assert.truthy(output:find(name .. ": " .. said, 1, true), output) end
+    end
+  end)
+end)

@@ -102,7 +102,8 @@ local function attend(q, k, v)
   print(("\n%s on %s, %s, scale %.4g, %.2f ms"):format(q.dtype, q.device, how.causal and "causal" or "not causal",
     how.scale or q:size(-1) ^ -0.5, milliseconds))
   local plan = cf.explain(q, k, v, { causal = how.causal, scale = how.scale, pass = "forward" })
-  print(("kernel %s\ntile   %s\nwork   %s"):format(plan.forward.kernel, plan.forward.tile, plan.forward.work))
+  print(("kernel %s\ntile   %s"):format(plan.forward.kernel, plan.forward.tile))
+  print(plan.forward.work and "work   " .. plan.forward.work or "grid   " .. plan.forward.grid)
   return o, ctx.lse
 end
 

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Attention on NumPy arrays through cuflash's C functions, with ctypes alone: forward and backward, in float32 and
-float16, compared with the formulas in float64.
+"""Attention on NumPy arrays, or PyTorch tensors on a GPU, through cuflash's C functions, with ctypes alone: forward and
+backward, in float32 and float16, compared with the formulas in float64.
 
     python3 examples/python_ctypes.py
+    python3 examples/python_ctypes.py --device cuda    # needs PyTorch
 
-The library is $CUFLASH_LIB, or build/release/libcuflash.so of this repository. The same calls take the data_ptr() of
-PyTorch tensors; pointers to device memory run on their GPU where the library has kernels for it.
+The library is $CUFLASH_LIB, or build/release/libcuflash.so of this repository. Its functions run where the memory is that
+they are given pointers to.
 """
+import argparse
 import ctypes
 import os
 import sys
@@ -37,24 +39,51 @@ def load():
 lib = load()
 
 
+# What both kinds of arrays are asked for.
+
+def dtype_name(x):
+    return str(x.dtype).replace("torch.", "")
+
+
+def address(x):
+    return x.data_ptr() if hasattr(x, "data_ptr") else x.ctypes.data
+
+
+def is_row_major(x):
+    return x.is_contiguous() if hasattr(x, "data_ptr") else x.flags.c_contiguous
+
+
+def empty(like, shape=None):
+    shape = like.shape if shape is None else shape
+    return like.new_empty(shape) if hasattr(like, "data_ptr") else np.empty(shape, like.dtype)
+
+
+def stream_of(x):
+    """The CUDA stream that PyTorch works on, so that the call comes after what made x; None for NumPy."""
+    if not hasattr(x, "data_ptr"):
+        return None
+    import torch
+    return torch.cuda.current_stream(x.device).cuda_stream
+
+
 def call(name, arrays, scale, causal):
     """One of the four functions on row-major [batch, heads, seq, dim] arrays of one dtype."""
-    suffix = {"float32": "f32", "float16": "f16"}[arrays[0].dtype.name]
-    assert all(x.flags.c_contiguous and x.dtype == arrays[0].dtype for x in arrays)
+    suffix = {"float32": "f32", "float16": "f16"}[dtype_name(arrays[0])]
+    assert all(is_row_major(x) and x.dtype == arrays[0].dtype for x in arrays)
     status = getattr(lib, f"cuflash_attention_{name}_{suffix}")(
-        *(x.ctypes.data for x in arrays), *arrays[0].shape, scale, causal, None)
+        *(address(x) for x in arrays), *arrays[0].shape, scale, causal, stream_of(arrays[0]))
     if status != 0:
         raise RuntimeError(f"{lib.cuflash_status_name(status).decode()}: {lib.cuflash_last_error().decode()}")
 
 
 def attention(q, k, v, scale, causal):
-    o, lse = np.empty_like(q), np.empty(q.shape[:3], q.dtype)
+    o, lse = empty(q), empty(q, q.shape[:3])
     call("forward", [q, k, v, o, lse], scale, causal)
     return o, lse
 
 
 def attention_backward(q, k, v, o, lse, d_o, scale, causal):
-    dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+    dq, dk, dv = empty(q), empty(k), empty(v)
     call("backward", [q, k, v, o, lse, d_o, dq, dk, dv], scale, causal)
     return dq, dk, dv
 
@@ -72,18 +101,37 @@ def formulas(q, k, v, d_o, scale, causal):
     return o, scale * ds @ k, scale * ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ d_o
 
 
+def mover(device):
+    """Two functions: what puts a NumPy array where it is computed with, and what brings it back."""
+    if device == "cpu":
+        return (lambda x: x), (lambda x: x)
+    try:
+        import torch
+    except ImportError:
+        sys.exit(f"python_ctypes.py: --device {device} needs PyTorch (pip install torch)")
+    if not torch.cuda.is_available():
+        sys.exit(f"python_ctypes.py: --device {device}: PyTorch finds no CUDA device")
+    return (lambda x: torch.from_numpy(x).to(device)), (lambda x: x.cpu().numpy())
+
+
 def main():
+    parser = argparse.ArgumentParser(description="Attention through cuflash's C functions, checked against float64.")
+    parser.add_argument("--device", default="cpu", help="cpu (NumPy), or cuda or cuda:N (PyTorch)")
+    device = parser.parse_args().device
+    there, back = mover(device)
     batch, heads, seq, dim = 2, 4, 300, 64
     scale = 1 / dim ** 0.5
-    print(f"cuflash {lib.cuflash_version().decode()}: batch {batch}, {heads} heads, {seq} tokens, head dim {dim}")
+    print(f"cuflash {lib.cuflash_version().decode()} on {device}: batch {batch}, {heads} heads, {seq} tokens, head dim {dim}")
     print(f"{'dtype':8} {'causal':7}" + "".join(f"{name:>10}" for name in ("o", "dq", "dk", "dv")) + "   relative error")
     random, good = np.random.default_rng(42), True
     for dtype, bound in (("float32", 5e-6), ("float16", 2e-3)):
         for causal in (False, True):
-            q, k, v, d_o = (random.standard_normal((batch, heads, seq, dim)).astype(dtype) for _ in range(4))
+            inputs = [random.standard_normal((batch, heads, seq, dim)).astype(dtype) for _ in range(4)]
+            q, k, v, d_o = (there(x) for x in inputs)
             o, lse = attention(q, k, v, scale, causal)
             got = o, *attention_backward(q, k, v, o, lse, d_o, scale, causal)
-            errors = [np.linalg.norm(x - y) / np.linalg.norm(y) for x, y in zip(got, formulas(q, k, v, d_o, scale, causal))]
+            exact = formulas(*inputs, scale, causal)
+            errors = [np.linalg.norm(back(x) - y) / np.linalg.norm(y) for x, y in zip(got, exact)]
             close = all(error <= bound for error in errors)
             good = good and close
             print(f"{dtype:8} {'yes' if causal else 'no':7}" + "".join(f"{error:10.1e}" for error in errors)

@@ -33,8 +33,8 @@ local exact_dq, exact_dk, exact_dv = exact:backward(d_o)
 print(("cuflash %s, %s on %s"):format(cf.version, q.dtype, q.device))
 print(("q %s, k and v %s, causal\n"):format(q:shape(), k:shape()))
 
--- What the rounding of a dtype may add up to.
-local bound = ({ float32 = 5e-6, float16 = 1e-3, bfloat16 = 1e-2 })[q.dtype]
+-- What the rounding of a dtype may add up to: of the results, and on tensor cores of the weights and their gradients too.
+local bound = ({ float32 = 5e-6, float16 = 4e-3, bfloat16 = 3e-2 })[q.dtype]
 local all_close = true
 
 local function check(name, actual, expected)

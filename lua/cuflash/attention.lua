@@ -9,6 +9,7 @@ local errors = require "cuflash.errors"
 local handle = require "cuflash.handle"
 local dtype = require "cuflash.dtype"
 local memory = require "cuflash.memory"
+local copies = require "cuflash.copies"
 
 local attention = {}
 
@@ -129,6 +130,7 @@ function Context:backward(d_o, options)
   local saved, kind = self.saved, self.kind
   if not saved then errors.raise("backward: the context was freed") end
   checks.tensor("backward", "d_o", d_o)
+  if kind.device then d_o = copies.to("backward", d_o, dtype.of(d_o), kind.device) end
   options = checks.options("backward", options, { dq = true, dk = true, dv = true })
   local q, k, v, o = saved[1], saved[2], saved[3], saved[4]
   local dq = gradient("backward", "dq", options.dq, q, kind.dtype)
@@ -174,6 +176,7 @@ local kernels = {
   forward = C.cuflash_attention_forward,
   backward = C.cuflash_attention_backward,
   dtype = nil, -- that of q
+  device = nil,
   lse_dtype = dtype.float32,
 }
 

@@ -201,6 +201,16 @@ function checks.device(name, argument, value, default)
   return device
 end
 
+--- A CUDA device by name, or the first where nil; raises the library's reason where it is not available.
+-- @treturn number as C counts them
+-- @function cuda_device
+function checks.cuda_device(name, argument, value)
+  local device = type(value) == "string" and dtype.parse_device(value) or value == nil and 0
+  if not device or device == C.CUFLASH_CPU then fail(name, argument, "'cuda' or 'cuda:N'", value) end
+  native.call(name, C.cuflash_device_check, device)
+  return device
+end
+
 --- A table of options; unknown ones are refused.
 -- @tparam table known the names there are, as keys
 -- @treturn table the options, or an empty table

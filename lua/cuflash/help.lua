@@ -18,8 +18,9 @@ local SOURCES = {
   { "compare", "checks" }, { "gradcheck", "checks" },
   { "npy", "files" }, { "safetensors", "files" },
   { "machine", "machine" }, { "memory", "machine" },
+  { "cuda", "CUDA" }, { "stream", "CUDA" },
 }
-local HEADINGS = { "attention", "new tensors", "tensors", "checks", "files", "machine" }
+local HEADINGS = { "attention", "new tensors", "tensors", "checks", "files", "machine", "CUDA" }
 
 -- Adds a line of a comment to the block being read.
 local function take(block, text)
@@ -184,6 +185,9 @@ function help.text(name)
     if topics[candidate] then return render(topics[candidate]) end
   end
   local short = {}
+  for topic in pairs(topics) do
+    if topic:match("[%w_]+$") == member then return help.text(topic) end
+  end
   for topic in pairs(topics) do
     local last = topic:gsub("^%a+:", "")
     if last:sub(1, #member) == member then return help.text(topic) end

@@ -16,6 +16,7 @@ local errors = require "cuflash.errors"
 local tensor = require "cuflash.tensor"
 local borrow = require "cuflash.borrow"
 local create = require "cuflash.create"
+local cuda = require "cuflash.cuda"
 local random = require "cuflash.random"
 local attention = require "cuflash.attention"
 local reference = require "cuflash.reference"
@@ -70,7 +71,7 @@ local cf = {
   safetensors = { save = safetensors.save, load = safetensors.load },
 
   cpu = machine.cpu,
-  cuda = machine.cuda,
+  cuda = cuda,
   num_threads = machine.num_threads,
   synchronize = machine.synchronize,
   memory_stats = memory.memory_stats,

@@ -1,4 +1,4 @@
---- The machine: CUDA devices, CPU instruction set and threads.
+--- The machine: CPU instruction set, threads, and waiting for devices.
 -- @module cuflash.machine
 
 local ffi = require "ffi"
@@ -7,24 +7,7 @@ local checks = require "cuflash.checks"
 
 local C = native.C
 
-local machine = { cuda = {}, cpu = {} }
-
---- Whether tensors can live on a CUDA device.
--- @treturn boolean
--- @treturn[opt] string why not
--- @function cuda.is_available
-function machine.cuda.is_available()
-  if C.cuflash_cuda_device_count() > 0 then return true end
-  C.cuflash_device_check(0)
-  return false, ffi.string(C.cuflash_last_error())
-end
-
---- The number of CUDA devices.
--- @treturn number
--- @function cuda.device_count
-function machine.cuda.device_count()
-  return C.cuflash_cuda_device_count()
-end
+local machine = { cpu = {} }
 
 --- The instruction set of the CPU kernels: "baseline", "avx2" or "avx512". The environment variable CUFLASH_CPU_ISA
 -- chooses another.

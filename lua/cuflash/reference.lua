@@ -17,6 +17,7 @@ local oracle = {
   forward = C.cuflash_reference_forward,
   backward = C.cuflash_reference_backward,
   dtype = dtype.float64,
+  device = C.CUFLASH_CPU,
   lse_dtype = dtype.float64,
 }
 
@@ -27,7 +28,7 @@ local function on_cpu(argument, tensor)
 end
 
 --- Attention computed naively in float64 on the CPU, from inputs of any dtype and device: what cf.attention is
--- checked against. The context's backward computes the gradients the same way.
+-- checked against. The context's backward computes the gradients the same way. All results are on the CPU.
 -- @tparam Tensor q [batch x heads x seq_q x head_dim]
 -- @tparam Tensor k [batch x heads_kv x seq_k x head_dim]
 -- @tparam Tensor v [batch x heads_kv x seq_k x head_dim_v]

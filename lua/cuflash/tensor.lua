@@ -66,13 +66,14 @@ function methods:is_contiguous()
   return C.cuflash_tensor_is_contiguous(checks.tensor("is_contiguous", "self", self).handle)
 end
 
---- A pointer to the first element: float *, double *, or uint16_t * for float16 and bfloat16. It does not keep the
--- tensor alive; on a CUDA device it is a device pointer.
+--- A pointer to the first element: float *, double *, or uint16_t * for float16 and bfloat16; on a CUDA device a void *, which
+-- only the device can read. It does not keep the tensor alive.
 -- @treturn cdata
 -- @function tensor:data
 function methods:data()
-  checks.tensor("data", "self", self)
-  return ffi.cast(dtype.of(self).pointer, self.handle.data)
+  local h = checks.tensor("data", "self", self).handle
+  if h.device ~= C.CUFLASH_CPU then return h.data end
+  return ffi.cast(dtype.of(self).pointer, h.data)
 end
 
 --- Gives the memory back now rather than when the collector runs; views keep it alive. Freeing twice is harmless, any

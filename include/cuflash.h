@@ -164,6 +164,10 @@ typedef struct cuflash_memory_stats {
 CUFLASH_API cuflash_status cuflash_memory_get_stats(int device, cuflash_memory_stats *stats);
 CUFLASH_API cuflash_status cuflash_memory_reset_peak(int device);
 
+/* Gives memory that was freed, and kept for the next allocation, back to a CUDA device, for other processes or libraries; waits
+ * for the device. On the CPU there is none. */
+CUFLASH_API cuflash_status cuflash_memory_trim(int device);
+
 /* Allocations that would take live_bytes beyond this fail with OUT_OF_MEMORY; 0 removes the limit. It
  * counts tensors' storages and the workspace of calls that bring none of their own. */
 CUFLASH_API cuflash_status cuflash_memory_set_limit(int device, int64_t bytes);

@@ -17,8 +17,8 @@ typedef struct {
     void *dq, *dk, *dv; /* outputs; each may be NULL: not wanted */
 
     /* Workspace of backward. Row arrays are [batch * heads][rows] floats. */
-    float *row_max;   /* what is subtracted from a scaled score in the log2 domain: p = exp2(s * scale_log2 - row_max - */
-    float *row_log;   /* row_log). Rows that see nothing, and rows past seq_q, have row_max = +infinity, row_log = 0 */
+    float *row_max;   /* what is subtracted from a score: p = exp2((score - row_max) * scale_log2 - row_log). Rows that see */
+    float *row_log;   /* nothing, and rows past seq_q, have row_max = +infinity, row_log = 0 */
     float *row_delta; /* the sum of o * d_o over a row; 0 past seq_q */
     float *dq_sum;    /* [batch * heads][rows][dim_padded]: dq before scaling, or NULL: not wanted */
     int32_t *turn;    /* deterministic: [batch * heads][rows / block_m], zeroed: whose turn it is to add to dq_sum; else NULL */

@@ -68,6 +68,11 @@ local function workspace_bytes(pass, tensors)
   return tonumber(bytes[0])
 end
 
+-- A forward on a CUDA device works in registers and shared memory alone.
+local function needs_none(pass)
+  return pass == "forward" and attention.device ~= "cpu"
+end
+
 describe("the workspace of attention", function()
   -- Outputs of NaN, with everything computed by `run(pass, problem)`.
   local function compute(inputs, dtype, run)
@@ -85,7 +90,7 @@ describe("the workspace of attention", function()
       local inputs = attention.make(case, dtype)
       for _, pass in ipairs(passes) do
         local bytes = workspace_bytes(pass, inputs)
-        assert.is_true(bytes > 0)
+        assert.is_true(bytes > 0 or needs_none(pass))
         assert.are.equal(("%d bytes"):format(bytes), explain(inputs, { causal = true })[pass].workspace)
       end
     end)
@@ -94,6 +99,10 @@ describe("the workspace of attention", function()
       local inputs = attention.make(case, dtype)
       local got = compute(inputs, dtype, function(pass, p, tensors)
         local floats = workspace_bytes(pass, tensors) / 4
+        if needs_none(pass) then
+          assert(attention.try(pass, p))
+          return
+        end
         local buffer = cf.full({ 16 + floats + 16 }, 0 / 0, { device = attention.device })
         local pristine = attention.bits(buffer)
         p.workspace = buffer:narrow(1, 17, floats):data()
@@ -110,6 +119,7 @@ describe("the workspace of attention", function()
   it("is refused, with nothing written, where it is too small or not aligned to 64 bytes", function()
     local inputs = attention.make(case, "float32")
     local got = compute(inputs, "float32", function(pass, p, tensors)
+      if needs_none(pass) then return end
       local floats = workspace_bytes(pass, tensors) / 4
       local buffer = cf.zeros({ floats + 16 }, { device = attention.device })
       local function refused(first, bytes, what)

@@ -156,7 +156,8 @@ local function doubles(outputs)
 end
 
 -- Every element of `dirty` must be what the oracle says it is: NaN or infinite where that is; the very same number as
--- without the poison where the oracle does not see it; close to the oracle elsewhere (a logit of -inf hides its key).
+-- without the poison where the oracle does not see it; close to the oracle elsewhere (a logit of -inf hides its key). A GPU
+-- computes rows beside a NaN that they must not see again, in another order: there the same number is close enough.
 local function check_spread(clean, dirty, oracle_clean, oracle_dirty, tolerance)
   for _, name in ipairs(attention.outputs) do
     local without, with = clean[name]:data(), dirty[name]:data()
@@ -165,7 +166,8 @@ local function check_spread(clean, dirty, oracle_clean, oracle_dirty, tolerance)
       local got, expected = with[i], truth_with[i]
       local fine
       if expected ~= expected then fine = got ~= got
-      elseif expected == truth_without[i] then fine = got == without[i]
+      elseif expected == truth_without[i] and got == without[i] then fine = true
+      elseif expected == truth_without[i] and attention.device == "cpu" then fine = false
       elseif math.abs(expected) == math.huge then fine = got == expected
       else fine = math.abs(got - expected) <= tolerance * math.max(1, math.abs(expected))
       end

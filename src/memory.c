@@ -180,6 +180,10 @@ cuflash_status cuflash_memory_reset_peak(int device) {
     return CUFLASH_SUCCESS;
 }
 
+cuflash_status cuflash_memory_trim(int device) {
+    return device == CUFLASH_CPU ? CUFLASH_SUCCESS : cuflash_cuda_trim("memory_trim", device);
+}
+
 cuflash_status cuflash_memory_set_limit(int device, int64_t bytes) {
     CUFLASH_TRY(cuflash_device_check(device));
     if (bytes < 0)

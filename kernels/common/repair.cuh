@@ -27,11 +27,11 @@ template <typename T> static __device__ __forceinline__ float dot(const T *x, co
 
 enum { MAX_LANE_DIMS = 8 }; /* of 256 dimensions, per lane */
 
-/* A score in the log2 domain. */
+/* A score, before scaling. */
 template <typename T>
-static __device__ __forceinline__ float score_log2(const cuflash_attention_args &args, const T *q, const T *k) {
+static __device__ __forceinline__ float score(const cuflash_attention_args &args, const T *q, const T *k) {
     float s = dot(q, k, args.head_dim);
-    return (args.negative ? -s : s) * args.scale_log2;
+    return args.negative ? -s : s;
 }
 
 /* Row `row` of o. */
@@ -42,9 +42,9 @@ static __device__ __noinline__ void repair_o_row(const cuflash_attention_args &a
     const T *q = row_of<T>(args.q, args.q_stride, batch, head, row);
     float max = -CUDART_INF_F, sum = 0, out[MAX_LANE_DIMS] = {};
     for (int j = 0; j < visible; j++) {
-        float s = score_log2(args, q, row_of<T>(args.k, args.k_stride, batch, head_kv, j));
+        float s = score(args, q, row_of<T>(args.k, args.k_stride, batch, head_kv, j));
         float now = fmaxf(max, s), finite = now == -CUDART_INF_F ? 0 : now;
-        float factor = exp2f(max - finite), p = exp2f(s - finite);
+        float factor = exp2f((max - finite) * args.scale_log2), p = exp2f((s - finite) * args.scale_log2);
         if (s != s) p = s;
         const T *v = row_of<T>(args.v, args.v_stride, batch, head_kv, j);
         sum = sum * factor + p;
@@ -61,7 +61,7 @@ static __device__ __noinline__ void repair_o_row(const cuflash_attention_args &a
 
 /* The probability of a key for a row, from the row's statistics. */
 static __device__ __forceinline__ float probability(const cuflash_attention_args &args, float score, int64_t at) {
-    return args.row_max[at] == CUDART_INF_F ? 0 : exp2f(score - args.row_max[at] - args.row_log[at]);
+    return args.row_max[at] == CUDART_INF_F ? 0 : exp2f((score - args.row_max[at]) * args.scale_log2 - args.row_log[at]);
 }
 
 /* Row `row` of dq. */
@@ -75,7 +75,7 @@ static __device__ __noinline__ void repair_dq_row(const cuflash_attention_args &
     float sum[MAX_LANE_DIMS] = {};
     for (int j = 0; j < visible; j++) {
         const T *k = row_of<T>(args.k, args.k_stride, batch, head_kv, j);
-        float p = probability(args, score_log2(args, q, k), number);
+        float p = probability(args, score(args, q, k), number);
         float ds =
             p * (dot(d_o, row_of<T>(args.v, args.v_stride, batch, head_kv, j), args.head_dim_v) - args.row_delta[number]);
 #pragma unroll
@@ -100,7 +100,7 @@ static __device__ __noinline__ void repair_dk_dv_row(const cuflash_attention_arg
             int64_t number = row_number(args, batch, head, row);
             const T *q = row_of<T>(args.q, args.q_stride, batch, head, row),
                     *d_o = row_of<T>(args.d_o, args.d_o_stride, batch, head, row);
-            float p = probability(args, score_log2(args, q, k), number);
+            float p = probability(args, score(args, q, k), number);
             float ds = p * (dot(d_o, v, args.head_dim_v) - args.row_delta[number]);
 #pragma unroll
             for (int i = 0; i < MAX_LANE_DIMS; i++) {

@@ -39,6 +39,24 @@ __device__ __forceinline__ int64_t lse_at(const cuflash_attention_args &args, in
     return batch * args.lse_stride.batch + head * args.lse_stride.head + row * args.lse_stride.seq;
 }
 
+/* Must the backward compute a row's statistics? A float32 log-sum-exp will do as long as it is small: its last bit is a relative error of
+ * every probability. */
+__device__ __forceinline__ bool statistics_needed(const cuflash_attention_args &args, int batch, int head, int row) {
+    constexpr float LARGEST = 32;
+    if (!args.lse || args.lse_half) return true;
+    float lse = static_cast<const float *>(args.lse)[lse_at(args, batch, head, row)];
+    return !(fabsf(lse) <= LARGEST) && lse != -CUDART_INF_F;
+}
+
+/* Of any of some rows? For whole blocks. */
+__device__ __forceinline__ bool statistics_needed(const cuflash_attention_args &args, int batch, int head, int first,
+                                                  int rows) {
+    bool needed = false;
+    for (int row = first + threadIdx.x; row < min(first + rows, args.seq_q); row += blockDim.x)
+        needed |= statistics_needed(args, batch, head, row);
+    return __syncthreads_or(needed);
+}
+
 /* What a row's scores come to: their maximum and the sum of exp2((score - maximum) * scale_log2). A forward's output ... */
 __device__ __forceinline__ void store_lse(const cuflash_attention_args &args, int batch, int head, int row, float max,
                                           float sum) {
@@ -54,23 +72,10 @@ __device__ __forceinline__ void store_lse(const cuflash_attention_args &args, in
 /* ... and what a backward needs, more exact than the log-sum-exp. */
 __device__ __forceinline__ void store_statistics(const cuflash_attention_args &args, int batch, int head, int row, float max,
                                                  float sum) {
+    if (!statistics_needed(args, batch, head, row)) return;
     int64_t at = row_number(args, batch, head, row);
-    args.row_max[at] = sum == 0 ? CUDART_INF_F : max * args.scale_log2;
+    args.row_max[at] = sum == 0 ? CUDART_INF_F : max;
     args.row_log[at] = sum == 0 ? 0 : log2f(sum);
-}
-
-/* Must the backward compute the statistics of any of these rows? A float32 log-sum-exp will do as long as it is small: its last bit is a
- * relative error of every probability. For whole blocks. */
-__device__ __forceinline__ bool statistics_needed(const cuflash_attention_args &args, int batch, int head, int first_row,
-                                                  int rows) {
-    constexpr float LARGEST = 32;
-    if (!args.lse || args.lse_half) return true;
-    bool needed = false;
-    for (int row = first_row + threadIdx.x; row < min(first_row + rows, args.seq_q); row += blockDim.x) {
-        float lse = static_cast<const float *>(args.lse)[lse_at(args, batch, head, row)];
-        needed |= !(fabsf(lse) <= LARGEST) && lse != -CUDART_INF_F;
-    }
-    return __syncthreads_or(needed);
 }
 
 } // namespace cuflash

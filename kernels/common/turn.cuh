@@ -21,6 +21,17 @@ __device__ __forceinline__ void end_turn(int32_t *turn, int mine) {
     if (threadIdx.x == 0) ptx::store_release(turn, mine + 1);
 }
 
+/* Adds N fours of every lane of a warp to its N * 128 floats at sum: alone, in the block's turn, or among others. */
+template <int N> __device__ __forceinline__ void add_fours(float *sum, int lane, const float (&x)[N][4], bool alone) {
+    if (alone) {
+#pragma unroll
+        for (int i = 0; i < N; i++) ptx::add_4_alone(sum + i * 128, lane, x[i]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++) ptx::add_4(sum + i * 128, lane, x[i]);
+    }
+}
+
 } // namespace cuflash
 
 #endif

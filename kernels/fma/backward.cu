@@ -120,12 +120,13 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
 #pragma unroll
             for (int i = 0; i < MI; i++) p[i][n] = 0, ds[i][n] = -delta;
         }
-        float factor = args.negative ? -args.scale_log2 : args.scale_log2;
+        float sign = args.negative ? -1 : 1;
         multiply_scores(p);
 #pragma unroll
         for (int i = 0; i < MI; i++)
 #pragma unroll
-            for (int n = 0; n < NI; n++) p[i][n] = ptx::exp2_approx(fmaf(p[i][n], factor, -max[n]) - log[n]);
+            for (int n = 0; n < NI; n++)
+                p[i][n] = ptx::exp2_approx(fmaf(fmaf(p[i][n], sign, -max[n]), args.scale_log2, -log[n]));
         multiply_values(ds);
 #pragma unroll
         for (int n = 0; n < NI; n++) {
@@ -164,8 +165,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
                     c[i + 3][2] = fmaf(a.w, b.z, c[i + 3][2]), c[i + 3][3] = fmaf(a.w, b.w, c[i + 3][3]);
                 }
             }
-#pragma unroll
-            for (int i = 0; i < Dq::QI; i++) ptx::add_4(sum + (piece * Dq::QI + i) * 128, lane, c[i]);
+            add_fours(sum + piece * Dq::QI * 128, lane, c, args.turn != nullptr);
         }
     }
 

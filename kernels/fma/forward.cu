@@ -123,12 +123,12 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
 #pragma unroll
             for (int lane = 1; lane < COL_LANES; lane *= 2) now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, lane));
             float finite = now == -CUDART_INF_F ? 0 : now; /* a row may have seen nothing yet */
-            float factor = ptx::exp2_approx((row_max[i] - finite) * args.scale_log2), offset = finite * args.scale_log2;
+            float factor = ptx::exp2_approx((row_max[i] - finite) * args.scale_log2);
             row_max[i] = now;
             float sum = row_sum[i] * factor;
 #pragma unroll
             for (int n = 0; n < NI; n++) {
-                scores[i][n] = ptx::exp2_approx(fmaf(scores[i][n], args.scale_log2, -offset));
+                scores[i][n] = ptx::exp2_approx((scores[i][n] - finite) * args.scale_log2);
                 sum += scores[i][n];
             }
             row_sum[i] = sum;

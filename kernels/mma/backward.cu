@@ -128,9 +128,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
             [&](uint32_t(&r)[4], int column, int k) { load_b_trans<KTile>(r, b, k * 16, column / 8); });
         sum += (threadIdx.x / 32) * (Queries::MI * Queries::NI * 128);
 #pragma unroll
-        for (int i = 0; i < Queries::MI; i++)
-#pragma unroll
-            for (int n = 0; n < Queries::NI; n++) ptx::add_4(sum + (i * Queries::NI + n) * 128, lane, c[i][n]);
+        for (int i = 0; i < Queries::MI; i++) add_fours(sum + i * Queries::NI * 128, lane, c[i], args.turn != nullptr);
     }
 
     /* The warp's part of P or dS, to shared memory. */
@@ -173,7 +171,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 int64_t row = row_number(args, batch, head, tile * BLOCK_M + Scores::row() + i * 16 + half * 8 + lane / 4);
-                offset[i][half] = args.row_max[row] + args.row_log[row];
+                offset[i][half] = fmaf(args.row_max[row], args.scale_log2, args.row_log[row]);
                 delta[i][half] = args.row_delta[row];
             }
         float p[Scores::MI][Scores::NI][4], ds[Scores::MI][Scores::NI][4];

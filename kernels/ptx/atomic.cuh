@@ -6,8 +6,18 @@
 
 namespace ptx {
 
-/* Adds four floats of each lane to a warp's 128 floats at sum, in an order of the architecture's own; load_4 reads them back. sm_90 and
- * later: one vector reduction; before: four scalar ones, neighbouring lanes at neighbouring addresses. */
+/* A warp's 128 floats at sum, four to a lane, in an order of the architecture's own. sm_90 and later: vectors; before: neighbouring lanes at
+ * neighbouring addresses, as reductions there are scalar. */
+__device__ __forceinline__ void load_4(float (&x)[4], const float *sum, int lane) {
+#if __CUDA_ARCH__ >= 900
+    float4 v = __ldcg(reinterpret_cast<const float4 *>(sum + lane * 4));
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+#else
+    for (int e = 0; e < 4; e++) x[e] = __ldcg(sum + e * 32 + lane);
+#endif
+}
+
+/* Adds to them. Reductions flush denormal numbers. */
 __device__ __forceinline__ void add_4(float *sum, int lane, const float (&x)[4]) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(sum + lane * 4), "f"(x[0]), "f"(x[1]),
@@ -18,12 +28,14 @@ __device__ __forceinline__ void add_4(float *sum, int lane, const float (&x)[4])
 #endif
 }
 
-__device__ __forceinline__ void load_4(float (&x)[4], const float *sum, int lane) {
+/* The same where nobody else adds meanwhile. Keeps denormal numbers. */
+__device__ __forceinline__ void add_4_alone(float *sum, int lane, const float (&x)[4]) {
+    float y[4];
+    load_4(y, sum, lane);
 #if __CUDA_ARCH__ >= 900
-    float4 v = *reinterpret_cast<const float4 *>(sum + lane * 4);
-    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+    __stcg(reinterpret_cast<float4 *>(sum + lane * 4), make_float4(x[0] + y[0], x[1] + y[1], x[2] + y[2], x[3] + y[3]));
 #else
-    for (int e = 0; e < 4; e++) x[e] = sum[e * 32 + lane];
+    for (int e = 0; e < 4; e++) __stcg(sum + e * 32 + lane, x[e] + y[e]);
 #endif
 }
 

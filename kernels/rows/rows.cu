@@ -30,14 +30,17 @@ template <int EACH, typename T> __device__ __forceinline__ float dot_piece(const
     return sum;
 }
 
-/* What is subtracted from a row's scores in the log2 domain; +infinity where the row has seen nothing. */
-__device__ __forceinline__ float maximum_of(const cuflash_attention_args &args, int batch, int head, int row) {
-    if (row >= args.seq_q) return CUDART_INF_F;
-    if (!args.lse) return 0; /* to be computed */
-    int64_t at = lse_at(args, batch, head, row);
-    float lse =
-        args.lse_half ? __half2float(static_cast<const __half *>(args.lse)[at]) : static_cast<const float *>(args.lse)[at];
-    return lse == -CUDART_INF_F ? CUDART_INF_F : lse * 1.4426950408889634f;
+/* The log-sum-exp as a backward uses it; of rows that have none yet it is to be computed. */
+__device__ __forceinline__ void use_lse(const cuflash_attention_args &args, int batch, int head, int row, int64_t at) {
+    float lse = -CUDART_INF_F;
+    if (row < args.seq_q && args.lse) {
+        int64_t from = lse_at(args, batch, head, row);
+        lse = args.lse_half ? __half2float(static_cast<const __half *>(args.lse)[from])
+                            : static_cast<const float *>(args.lse)[from];
+    }
+    bool empty = lse == -CUDART_INF_F;
+    args.row_max[at] = empty ? CUDART_INF_F : 0;
+    args.row_log[at] = empty ? 0 : lse * 1.4426950408889634f;
 }
 
 template <typename T> __device__ __forceinline__ void begin(const cuflash_attention_args &args) {
@@ -63,8 +66,7 @@ template <typename T> __device__ __forceinline__ void begin(const cuflash_attent
         if (lane == 0 && row < end) {
             int64_t at = pair * args.rows + row;
             args.row_delta[at] = sum;
-            args.row_max[at] = maximum_of(args, batch, head, row);
-            args.row_log[at] = 0;
+            use_lse(args, batch, head, row, at);
         }
     }
     if (!args.dq_sum) return;

@@ -78,6 +78,7 @@ local cf = {
   memory_limit = memory.memory_limit,
   memory_soft_limit = memory.memory_soft_limit,
   memory_reset_peak = memory.memory_reset_peak,
+  memory_trim = memory.memory_trim,
 }
 
 return setmetatable(cf, {

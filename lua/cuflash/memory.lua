@@ -84,6 +84,16 @@ function memory.memory_reset_peak(device)
   native.call("memory_reset_peak", C.cuflash_memory_reset_peak, device)
 end
 
+--- Gives memory that tensors no longer hold back to a CUDA device, for other programs: it is kept for the next tensor otherwise.
+-- Collects garbage first, and waits for the device.
+-- @tparam[opt="cuda"] string device
+-- @function memory_trim
+function memory.memory_trim(device)
+  device = checks.device("memory_trim", "device", device, 0)
+  collectgarbage()
+  native.call("memory_trim", C.cuflash_memory_trim, device)
+end
+
 --- Sets a hard limit: an allocation that would pass it collects garbage, tries again and then raises.
 -- @tparam string device "cpu", "cuda" or "cuda:N"
 -- @tparam number bytes 0 removes the limit

@@ -10,6 +10,8 @@
 
 /* What the driver offers beyond what the library uses. */
 static struct {
+    int (*retain)(void **context, int device);
+    int (*set_current)(void *context);
     int (*begin)(cudaStream_t stream, int mode);
     int (*end)(cudaStream_t stream, void **graph);
     int (*instantiate)(void **executable, void *graph, unsigned long long flags);
@@ -21,14 +23,16 @@ static struct {
 static bool load_driver(void) {
     void *library = dlopen("libcuda.so.1", RTLD_NOW);
     if (!library) return false;
+    *(void **)&driver.retain = dlsym(library, "cuDevicePrimaryCtxRetain");
+    *(void **)&driver.set_current = dlsym(library, "cuCtxSetCurrent");
     *(void **)&driver.begin = dlsym(library, "cuStreamBeginCapture_v2");
     *(void **)&driver.end = dlsym(library, "cuStreamEndCapture");
     *(void **)&driver.instantiate = dlsym(library, "cuGraphInstantiateWithFlags");
     *(void **)&driver.launch = dlsym(library, "cuGraphLaunch");
     *(void **)&driver.destroy_executable = dlsym(library, "cuGraphExecDestroy");
     *(void **)&driver.destroy_graph = dlsym(library, "cuGraphDestroy");
-    return driver.begin && driver.end && driver.instantiate && driver.launch && driver.destroy_executable &&
-           driver.destroy_graph;
+    return driver.retain && driver.set_current && driver.begin && driver.end && driver.instantiate && driver.launch &&
+           driver.destroy_executable && driver.destroy_graph;
 }
 
 enum { Q, K, V, O, LSE, D_O, DQ, DK, DV, TENSORS };
@@ -222,6 +226,8 @@ static void test_pointers(void) {
 int main(void) {
     if (cuflash_device_check(0) != CUFLASH_SUCCESS) return printf("skipped: %s\n", cuflash_last_error()), CHECK_SKIPPED;
     if (!load_driver()) return printf("skipped: the driver has no CUDA graphs\n"), CHECK_SKIPPED;
+    void *context;
+    if (!CHECK(driver.retain(&context, 0) == 0 && driver.set_current(context) == 0)) return check_result(); /* for graphs */
     for (int dtype = CUFLASH_FLOAT32; dtype <= CUFLASH_BFLOAT16; dtype++)
         for (int variant = 0; variant < 4; variant++) test_graph((cuflash_dtype)dtype, variant & 1, variant & 2);
     test_threads();

@@ -72,6 +72,9 @@ static void test_memory(void) {
     cuflash_tensor_release(&t);
     REQUIRE_OK(cuflash_memory_set_limit(1, 0));
     CHECK(fake.allocations() == allocations && stats(1).peak_bytes == 10);
+    CHECK_OK(cuflash_memory_trim(1));
+    CHECK_OK(cuflash_memory_trim(CUFLASH_CPU));
+    CHECK_FAILS(CUFLASH_CUDA_ERROR, "cuda:7", cuflash_memory_trim(7));
 }
 
 /* ---- Attention ---------------------------------------------------------------------------------- */

@@ -83,7 +83,8 @@ local function command(test)
   local text = table.concat(words, " ")
   if test.kind == "spec" then
     for _, word in ipairs(rest) do text = quote(word) .. " " .. text end
-    text = ("cd %s; luajit -lcuflash %s -o TAP %s"):format(quote(tree), quote(bundle .. "/bin/busted"), text)
+    local tags = device ~= "cpu" and " --exclude-tags=cpu" or "" -- what only holds where the CPU computes
+    text = ("cd %s; luajit -lcuflash %s -o TAP%s %s"):format(quote(tree), quote(bundle .. "/bin/busted"), tags, text)
   end
   return environment(test) .. text
 end

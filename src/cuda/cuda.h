@@ -44,6 +44,9 @@ void cuflash_cuda_leave(cuflash_cuda_scope *scope);
 /* The calling thread's stream, for what is given none: cuflash_set_stream's, NULL at first. */
 cudaStream_t cuflash_cuda_stream(void);
 
+/* Waits for the device and gives back the memory that the pool keeps. */
+cuflash_status cuflash_cuda_trim(const char *fn, int device);
+
 /* ---- All of the following are called inside --------------------------------------------------------------- */
 
 /* Memory that is there for what is queued on the stream from now on; *out is NULL where there is not enough. */

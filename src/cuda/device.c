@@ -144,6 +144,11 @@ void cuflash_cuda_free(void *memory, cudaStream_t stream) {
     cuda->cuMemFreeAsync((CUdeviceptr)(uintptr_t)memory, stream);
 }
 
+static CUresult trim(CUmemoryPool pool) {
+    CUresult result = cuda->cuCtxSynchronize(); /* what is freed on a stream is free once the stream gets there */
+    return result == CUDA_SUCCESS ? cuda->cuMemPoolTrimTo(pool, 0) : result;
+}
+
 /* Is this host memory that CUDA copies from in its own time? */
 static bool is_pinned(const void *host) {
     unsigned type = 0;
@@ -223,7 +228,8 @@ cuflash_status cuflash_stream_synchronize(int device, cudaStream_t stream) {
 
 cuflash_status cuflash_stream_wait_event(int device, cudaStream_t stream, cudaEvent_t event) {
     CUFLASH_TRY(need("stream_wait_event", "event", event));
-    INSIDE("stream_wait_event", device, "making a stream wait", cuda->cuStreamWaitEvent(stream ? stream : thread_stream, event, 0));
+    INSIDE("stream_wait_event", device, "making a stream wait",
+           cuda->cuStreamWaitEvent(stream ? stream : thread_stream, event, 0));
     return CUFLASH_SUCCESS;
 }
 
@@ -269,6 +275,11 @@ int cuflash_cuda_device_count(void) {
 
 cuflash_status cuflash_device_check(int device) {
     return device == CUFLASH_CPU ? CUFLASH_SUCCESS : cuflash_cuda_check(device);
+}
+
+cuflash_status cuflash_cuda_trim(const char *fn, int device) {
+    INSIDE(fn, device, "giving memory back", trim(states[device].pool));
+    return CUFLASH_SUCCESS;
 }
 
 cuflash_status cuflash_synchronize(int device) {

@@ -1,5 +1,6 @@
 #include "cuda/launch.h"
 
+#include <float.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -249,10 +250,9 @@ static cuflash_attention_args make_args(const cuflash_problem *p) {
         .lse_half = p->lse.dtype == CUFLASH_FLOAT16,
         .vector = is_vector(p),
         .scale = (float)p->scale,
-        .scale_log2 = (float)(fabs(p->scale) * 1.4426950408889634),
+        /* not 0: a masked score, -infinity, stays so; not infinite: the largest score, whose distance is 0, stays that */
+        .scale_log2 = (float)fmin(fmax(fabs(p->scale) * 1.4426950408889634, 1e-37), (double)FLT_MAX),
     };
-    /* A masked score is -infinity, and stays so only if the scale is not 0. */
-    if (a.scale_log2 < 1e-37f) a.scale_log2 = 1e-37f;
     return a;
 }
 

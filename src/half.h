@@ -1,6 +1,6 @@
-/* float16, bfloat16, float32 and float64 to and from one another, one number at a time. Rounds once, to nearest, ties to even;
- * keeps infinities, denormals and the sign of zero; a NaN stays a NaN, of the same bits on every device. C11 and CUDA C (compile
- * without flushing denormals to zero). */
+/* float16, bfloat16, float32 and float64 to and from one another, one number at a time. Rounds once, to nearest, ties to
+ * even; keeps infinities, denormals and the sign of zero; a NaN stays a NaN, of the same bits on every device. C11 and CUDA
+ * C (compile without flushing denormals to zero). */
 #ifndef CUFLASH_HALF_H
 #define CUFLASH_HALF_H
 

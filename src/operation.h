@@ -1,6 +1,6 @@
-/* What is done to every element of a tensor, as data: a kind and its parameters. The formulas stand here alone, for the CPU's loops
- * (element.c) and for the kernels (kernels/element). Values are float64 and rounded to the output's dtype afterwards. C11 and CUDA C
- * (compile without contraction to fma). */
+/* What is done to every element of a tensor, as data: a kind and its parameters. The formulas stand here alone, for the
+ * CPU's loops (element.c) and for the kernels (kernels/element). Values are float64 and rounded to the output's dtype
+ * afterwards. C11 and CUDA C (compile without contraction to fma). */
 #ifndef CUFLASH_OPERATION_H
 #define CUFLASH_OPERATION_H
 
@@ -17,7 +17,8 @@ CUFLASH_EVERYWHERE double cuflash_smaller(double x, double y) {
     return x < y || x != x ? x : y;
 }
 
-/* Rows of kinds: name, name of the kernel, formula. op is the operation, i the element's row-major number, x and y the inputs. */
+/* Rows of kinds: name, name of the kernel, formula. op is the operation, i the element's row-major number, x and y the
+ * inputs. */
 #define CUFLASH_FILL_MAP(X)                                                                                                    \
     X(FILL, fill, op->value)                                                                                                   \
     X(ARANGE, arange, op->arange.start + (double)i * op->arange.step)

@@ -1,5 +1,5 @@
-/* How many elements become one: reductions and comparison. Used by reduce.c and by the kernels (kernels/element). C11 and CUDA C
- * (compile without contraction to fma). */
+/* How many elements become one: reductions and comparison. Used by reduce.c and by the kernels (kernels/element). C11 and
+ * CUDA C (compile without contraction to fma). */
 #ifndef CUFLASH_REDUCTION_H
 #define CUFLASH_REDUCTION_H
 

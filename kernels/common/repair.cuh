@@ -1,6 +1,6 @@
-/* Rows computed again by the book, one warp a row, in float32 from global memory. Tiles multiply what a row does not see by a
- * probability of 0; if that is NaN or infinite the product is NaN, which a row must not get from what it does not see. Slow, and
- * called for rows with NaN in causal problems alone. Never inlined: the loops before it keep their registers. */
+/* Rows computed again by the book, one warp a row, in float32 from global memory. Tiles multiply what a row does not see by
+ * a probability of 0; if that is NaN or infinite the product is NaN, which a row must not get from what it does not see.
+ * Slow, and called for rows with NaN in causal problems alone. Never inlined: the loops before it keep their registers. */
 #ifndef CUFLASH_COMMON_REPAIR_CUH
 #define CUFLASH_COMMON_REPAIR_CUH
 
@@ -61,7 +61,7 @@ static __device__ __noinline__ void repair_o_row(const cuflash_attention_args &a
 
 /* The probability of a key for a row, from the row's statistics. */
 static __device__ __forceinline__ float probability(const cuflash_attention_args &args, float score, int64_t at) {
-    return args.row_max[at] == CUDART_INF_F ? 0 : exp2f((score - args.row_max[at]) * args.scale_log2 - args.row_log[at]);
+    return exp2f((score - args.row_max[at]) * args.scale_log2 - args.row_log[at]);
 }
 
 /* Row `row` of dq. */

@@ -39,8 +39,8 @@ __device__ __forceinline__ int64_t lse_at(const cuflash_attention_args &args, in
     return batch * args.lse_stride.batch + head * args.lse_stride.head + row * args.lse_stride.seq;
 }
 
-/* Must the backward compute a row's statistics? A float32 log-sum-exp will do as long as it is small: its last bit is a relative error of
- * every probability. */
+/* Must the backward compute a row's statistics? A float32 log-sum-exp will do as long as it is small: its last bit is a
+ * relative error of every probability. */
 __device__ __forceinline__ bool statistics_needed(const cuflash_attention_args &args, int batch, int head, int row) {
     constexpr float LARGEST = 32;
     if (!args.lse || args.lse_half) return true;

@@ -1,5 +1,5 @@
-/* Blocks that add to the same place one after the other, in an order of their own numbers: sums are then the same from run to run. Blocks wait
- * only for ones with lower numbers, which have started before them. */
+/* Blocks that add to the same place one after the other, in an order of their own numbers: sums are then the same from run
+ * to run. Blocks wait only for ones with lower numbers, which have started before them. */
 #ifndef CUFLASH_COMMON_TURN_CUH
 #define CUFLASH_COMMON_TURN_CUH
 

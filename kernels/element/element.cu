@@ -1,8 +1,9 @@
 /* Element-wise work on tensors of any dtype and strides: out = op(inputs), with broadcasting; reductions and comparison.
  *
- * A thread takes four elements in row-major order at a time (a block of Philox makes four random numbers), reads them as float64,
- * and rounds once: the formulas and the rounding are the CPU's own (src/operation.h, src/reduction.h, src/half.h), so results are
- * the same bits but for exp and log. Where four elements lie side by side in every operand they are one load or store.
+ * A thread takes four elements in row-major order at a time (a block of Philox makes four random numbers), reads them as
+ * float64, and rounds once: the formulas and the rounding are the CPU's own (src/operation.h, src/reduction.h, src/half.h),
+ * so results are the same bits but for exp and log. Where four elements lie side by side in every operand they are one load
+ * or store.
  *
  * Compiled without contraction to fma and without flushing denormals. */
 #include "element/quad.cuh"

@@ -28,9 +28,9 @@ typedef struct {
 
 enum { CUFLASH_SCAN_BLOCKS = 512 }; /* the most */
 
-/* cuflash_element_reduce: element n of out is the reduction of elements that lie `stride` apart, from element n of the slice on;
- * `lanes` threads share one. Where there are few outputs, each is made in pieces: the outermost dimension of out and slice is then
- * that of the pieces, the last of which may be shorter. */
+/* cuflash_element_reduce: element n of out is the reduction of elements that lie `stride` apart, from element n of the slice
+ * on; `lanes` threads share one. Where there are few outputs, each is made in pieces: the outermost dimension of out and
+ * slice is then that of the pieces, the last of which may be shorter. */
 typedef struct {
     cuflash_nest loops; /* out, slice */
     int64_t numel;      /* of out */

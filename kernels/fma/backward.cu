@@ -1,9 +1,9 @@
 /* Attention backward by float32 multiply-adds, after Dao, "FlashAttention-2" (2023), for every architecture.
  *
- * A block keeps a tile of keys and walks the queries that see it, of all query heads of its KV head. A warp owns WARP_N keys, as rows: of the
- * transposed scores and their gradients, and of dk and dv, which stay in registers; a thread has MI keys and every 16th query or
- * column. P and then dS go through the warp's own rows of shared memory to the products with dO and Q; dQ = dS K is shared out over
- * the whole block, and added up in float32 in device memory. */
+ * A block keeps a tile of keys and walks the queries that see it, of all query heads of its KV head. A warp owns WARP_N
+ * keys, as rows: of the transposed scores and their gradients, and of dk and dv, which stay in registers; a thread has MI
+ * keys and every 16th query or column. P and then dS go through the warp's own rows of shared memory to the products with dO
+ * and Q; dQ = dS K is shared out over the whole block, and added up in float32 in device memory. */
 #include <math_constants.h>
 
 #include "attention.h"
@@ -17,8 +17,8 @@
 
 namespace cuflash {
 
-/* dQ of a tile of queries is made in pieces of 4 QI queries x 32 columns, a warp at a time: a thread has QI queries, four neighbours and
- * (if QI is 8) four more 16 further, of four columns. In dq_sum a piece is QI x 128 floats. */
+/* dQ of a tile of queries is made in pieces of 4 QI queries x 32 columns, a warp at a time: a thread has QI queries, four
+ * neighbours and (if QI is 8) four more 16 further, of four columns. In dq_sum a piece is QI x 128 floats. */
 template <int DIM, int BLOCK_M> struct Pieces {
     static constexpr int QI = BLOCK_M < 32 ? 4 : 8, HEIGHT = 4 * QI;
     static constexpr int COLUMNS = DIM / 32, COUNT = BLOCK_M / HEIGHT * COLUMNS;

@@ -1,8 +1,9 @@
 /* Attention forward by float32 multiply-adds, after Dao, "FlashAttention-2" (2023), for every architecture.
  *
- * A block keeps a tile of queries and walks the keys from the last visible one to the first. A warp owns WARP_M rows of the tile, in
- * the scores and in the output, so that softmax and P stay within it; a thread has 8 rows of them and every COL_LANES-th column. K
- * and V go through a ring of slabs that all warps share: 32 columns of a tile of K, or VALUE_ROWS rows of a tile of V.
+ * A block keeps a tile of queries and walks the keys from the last visible one to the first. A warp owns WARP_M rows of the
+ * tile, in the scores and in the output, so that softmax and P stay within it; a thread has 8 rows of them and every
+ * COL_LANES-th column. K and V go through a ring of slabs that all warps share: 32 columns of a tile of K, or VALUE_ROWS
+ * rows of a tile of V.
  *
  * The same without an output makes the statistics of rows for a backward. */
 #include <math_constants.h>
@@ -35,8 +36,8 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
     float *q_tile, *p_tile, *ring;
     const T *k, *v;
     int first_row, warp, row_lane, col_lane;
-    int next_key, next_part,
-        next_slot = 0;     /* the slab to be loaded next: of the tile that begins there, from the last one down to 0 */
+    /* The slab to be loaded next: of the tile that begins at that key, from the last tile down to 0. */
+    int next_key, next_part = 0, next_slot = 0;
     int slot = STAGES - 1; /* of the ring, in use */
 
     float out[MI][DI] = {};
@@ -74,7 +75,8 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
         ptx::cp_async_commit();
     }
 
-    /* Waits for the next slab to be used, and queues one into the place of the slab before it, which all warps are done with. */
+    /* Waits for the next slab to be used, and queues one into the place of the slab before it, which all warps are done
+     * with. */
     __device__ __forceinline__ const float *next_slab() {
         if (++slot == STAGES) slot = 0;
         ptx::cp_async_wait<STAGES - 2>();
@@ -197,7 +199,7 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
         int end = max(0, visible_keys(args, min(first_row + BLOCK_M, args.seq_q) - 1));
         int unmasked = max(0, visible_keys(args, first_row)) / BLOCK_N; /* tiles that every row sees whole */
         int tile = (end + BLOCK_N - 1) / BLOCK_N - 1;
-        next_key = tile * BLOCK_N, next_part = 0;
+        next_key = tile * BLOCK_N;
         load_transposed<BLOCK_M, DIM, THREADS>(q_tile, q, args.q_stride.seq, first_row, args.seq_q, args.head_dim, args.vector);
 #pragma unroll
         for (int i = 0; i < STAGES - 1; i++) load_slab();

@@ -1,5 +1,6 @@
-/* The fma family: attention by float32 multiply-adds, on every architecture; 16-bit tensors are converted on their way into shared memory.
- * Rows by head dimension, then by preference: the plan takes the first one whose shared memory the device allows. C11 and CUDA C. */
+/* The fma family: attention by float32 multiply-adds, on every architecture; 16-bit tensors are converted on their way into
+ * shared memory. Rows by head dimension, then by preference: the plan takes the first one whose shared memory the device
+ * allows. C11 and CUDA C. */
 #ifndef CUFLASH_FMA_TABLE_H
 #define CUFLASH_FMA_TABLE_H
 
@@ -9,7 +10,8 @@
 #define CUFLASH_FMA_FORWARD_SMEM(dim, block_m, block_n, stages)                                                                \
     (4 * ((block_m) * ((dim) + (block_n)) + 32 * (stages) * (block_n)))
 
-/* dim, block_m, block_n, stages, threads, blocks, smem_bytes. The smaller tiles of a dimension are for devices with less shared memory. */
+/* dim, block_m, block_n, stages, threads, blocks, smem_bytes. The smaller tiles of a dimension are for devices with less
+ * shared memory. */
 #define CUFLASH_FMA_FORWARD(X)                                                                                                 \
     X(32, 128, 64, 3, 128, 0, CUFLASH_FMA_FORWARD_SMEM(32, 128, 64, 3))                                                        \
     X(32, 64, 64, 3, 64, 0, CUFLASH_FMA_FORWARD_SMEM(32, 64, 64, 3))                                                           \

@@ -1,7 +1,7 @@
 /* Tiles of float32 in shared memory, as the fma family keeps them, and the two products made from them.
  *
- * A tile is cut into panels of 32 columns: a panel's rows are 128 bytes, all banks once, in eight chunks of 16 bytes. The chunks of a row
- * are permuted (xor) by a key of the row, chosen by who reads which rows at once:
+ * A tile is cut into panels of 32 columns: a panel's rows are 128 bytes, all banks once, in eight chunks of 16 bytes. The
+ * chunks of a row are permuted (xor) by a key of the row, chosen by who reads which rows at once:
  *   Uniform      all lanes read one row
  *   Interleaved  neighbouring lanes read neighbouring rows
  *   Owned        every lane has EACH rows lying together, and LANES lanes read one each
@@ -54,8 +54,8 @@ __device__ __forceinline__ float4 four(const __nv_bfloat16 *x) {
                        __uint_as_float(bits.y & 0xffff0000));
 }
 
-/* Loads rows [first, first + ROWS) and columns [column, column + COLUMNS) of a [rows x dim] array into a tile; zeros where either ends.
- * float32 is only queued where the architecture can, to be committed; the rest is there after the next barrier. */
+/* Loads rows [first, first + ROWS) and columns [column, column + COLUMNS) of a [rows x dim] array into a tile; zeros where
+ * either ends. float32 is only queued where the architecture can, to be committed; the rest is there after the next barrier. */
 template <int ROWS, int COLUMNS, typename Key, int THREADS, typename T>
 __device__ __forceinline__ void load_tile(float *tile, const T *array, int64_t stride, int first, int rows, int column, int dim,
                                           bool vector) {
@@ -91,7 +91,8 @@ __device__ __forceinline__ void load_tile(float *tile, const T *array, int64_t s
     }
 }
 
-/* The same for columns [0, COLUMNS), transposed: element d of row r lies at d * ROWS + r. It is there after the next barrier. */
+/* The same for columns [0, COLUMNS), transposed: element d of row r lies at d * ROWS + r. It is there after the next
+ * barrier. */
 template <int ROWS, int COLUMNS, int THREADS, typename T>
 __device__ __forceinline__ void load_transposed(float *tile, const T *array, int64_t stride, int first, int rows, int dim,
                                                 bool vector) {
@@ -136,8 +137,8 @@ template <int VEC, typename T> __device__ __forceinline__ void store_some(T *row
     }
 }
 
-/* c[i][n] += row i of a times row n of b, over one panel. a: the lane's first row, its MI rows lie together; b: the lane's first row, the
- * next ones B_STEP further each. */
+/* c[i][n] += row i of a times row n of b, over one panel. a: the lane's first row, its MI rows lie together; b: the lane's
+ * first row, the next ones B_STEP further each. */
 template <int B_STEP, int MI, int NI>
 __device__ __forceinline__ void multiply_panel(float (&c)[MI][NI], const float *a, int a_key, const float *b, int b_key) {
 #pragma unroll 2
@@ -174,8 +175,8 @@ template <int N> __device__ __forceinline__ void load_neighbours(float (&x)[N], 
     }
 }
 
-/* multiply_panel with a transposed, the panel's 32 columns being rows of A_ROWS floats; a: the first of the lane's rows. Neighbouring rows
- * lie in registers of different banks, so that most multiply-adds read their operands in one cycle. */
+/* multiply_panel with a transposed, the panel's 32 columns being rows of A_ROWS floats; a: the first of the lane's rows.
+ * Neighbouring rows lie in registers of different banks, so that most multiply-adds read their operands in one cycle. */
 template <int A_ROWS, int B_STEP, int MI, int NI>
 __device__ __forceinline__ void multiply_transposed(float (&c)[MI][NI], const float *a, const float *b, int b_key) {
 #pragma unroll 2
@@ -196,7 +197,8 @@ __device__ __forceinline__ void multiply_transposed(float (&c)[MI][NI], const fl
     }
 }
 
-/* The columns of a lane, one of LANES along a row of LANES * DI columns: pieces of VEC neighbours, a piece to every LANES * VEC columns. */
+/* The columns of a lane, one of LANES along a row of LANES * DI columns: pieces of VEC neighbours, a piece to every LANES *
+ * VEC columns. */
 template <int DI, int LANES> struct Columns {
     static constexpr int VEC = DI % 4 == 0 ? 4 : 2, PIECES = DI / VEC, STEP = LANES * VEC;
     static_assert(DI % 2 == 0 && STEP % 32 == 0, "pieces are whole panels apart");
@@ -220,8 +222,8 @@ template <int Y_ROWS, typename Mine, int DI> __device__ __forceinline__ void loa
     }
 }
 
-/* c[i][d] += sum over n < COUNT of x[i][first + n] y[n][d]. x: the tile's column 0 of the lane's first row, its MI rows lie together, panels
- * of X_ROWS rows; y: a tile of Y_ROWS rows, of which the lane has the columns of Columns<DI, LANES>. */
+/* c[i][d] += sum over n < COUNT of x[i][first + n] y[n][d]. x: the tile's column 0 of the lane's first row, its MI rows lie
+ * together, panels of X_ROWS rows; y: a tile of Y_ROWS rows, of which the lane has the columns of Columns<DI, LANES>. */
 template <int X_ROWS, int Y_ROWS, int COUNT, int LANES, typename YKey, int MI, int DI>
 __device__ __forceinline__ void multiply_outer(float (&c)[MI][DI], const float *x, int x_key, int first, const float *y,
                                                int column_lane) {
@@ -248,8 +250,8 @@ __device__ __forceinline__ void multiply_outer(float (&c)[MI][DI], const float *
     }
 }
 
-/* Where a row's element is in a transposed tile, columns of ROWS floats. A column's eights of rows are permuted by its number, so that
- * lanes that write neighbouring columns do not all write to the same banks. */
+/* Where a row's element is in a transposed tile, columns of ROWS floats. A column's eights of rows are permuted by its
+ * number, so that lanes that write neighbouring columns do not all write to the same banks. */
 template <int ROWS> __device__ __forceinline__ int transposed_at(int row, int column) {
     constexpr int EIGHTS = ROWS / 8, PERMUTED = EIGHTS % 4 == 0 ? 4 : EIGHTS % 2 == 0 ? 2 : 1;
     return column * ROWS + (row / 8 ^ column % PERMUTED) * 8 + row % 8;

@@ -1,6 +1,7 @@
-/* Attention backward by mma.sync, after Dao, "FlashAttention-2" (2023): a block keeps a tile of keys and walks the queries that see it, of all
- * query heads of its KV head. Scores and their gradients are made once, in registers, and pass through shared memory to the three
- * products that need them; dk and dv stay in registers, dq is added up in float32 in device memory. */
+/* Attention backward by mma.sync, after Dao, "FlashAttention-2" (2023): a block keeps a tile of keys and walks the queries
+ * that see it, of all query heads of its KV head. Scores and their gradients are made once, in registers, and pass through
+ * shared memory to the three products that need them; dk and dv stay in registers, dq is added up in float32 in device
+ * memory. */
 #include <math_constants.h>
 
 #include "attention.h"
@@ -14,8 +15,8 @@
 
 namespace cuflash {
 
-/* How the warps of a block share out a product: ROWS warps along its rows, the rest along its columns, 16 at a time in turns. A warp's n-th
- * block of 8 columns begins at column() + step(n); the two have no bits in common within a panel. */
+/* How the warps of a block share out a product: ROWS warps along its rows, the rest along its columns, 16 at a time in
+ * turns. A warp's n-th block of 8 columns begins at column() + step(n); the two have no bits in common within a panel. */
 template <int BLOCK_ROWS, int BLOCK_COLUMNS, int WARPS, int ROWS> struct Share {
     static constexpr int COLUMNS = WARPS / ROWS;
     static constexpr int WARP_ROWS = BLOCK_ROWS / ROWS, WARP_COLUMNS = BLOCK_COLUMNS / COLUMNS;
@@ -93,7 +94,8 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
         ptx::cp_async_commit();
     }
 
-    /* c = rows of the tile at `left` times rows of the tile at `right`, transposed, less a number of each row: Q K^T or dO V^T. */
+    /* c = rows of the tile at `left` times rows of the tile at `right`, transposed, less a number of each row: Q K^T or dO
+     * V^T. */
     __device__ __forceinline__ void multiply_rows(float (&c)[Scores::MI][Scores::NI][4], uint32_t left, uint32_t right,
                                                   const float (&less)[Scores::MI][2]) {
 #pragma unroll

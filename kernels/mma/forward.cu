@@ -1,6 +1,6 @@
-/* Attention forward by mma.sync, after Dao, "FlashAttention-2" (2023): a block keeps a tile of queries and walks the keys from the last
- * visible one to the first, so that the tiles that need a mask come first. Scores and probabilities stay in registers. The same without an
- * output makes the statistics of rows for a backward. */
+/* Attention forward by mma.sync, after Dao, "FlashAttention-2" (2023): a block keeps a tile of queries and walks the keys
+ * from the last visible one to the first, so that the tiles that need a mask come first. Scores and probabilities stay in
+ * registers. The same without an output makes the statistics of rows for a backward. */
 #include <math_constants.h>
 
 #include "attention.h"
@@ -31,6 +31,9 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
     static constexpr int MI = WARP_M / 16;         /* blocks of 16 rows in it */
     static constexpr int NI = BLOCK_N / 8, DI = DIM / 8;
     static constexpr float LAZY = 8;
+    /* Where in the second product the next K is loaded: where registers are short, once half the scores have left them to
+     * the addresses. */
+    static constexpr int LOAD_AT = MI == 1 ? 0 : NI / 4 * 2;
     using QTile = Tile<BLOCK_M, DIM>;
     using KTile = Tile<BLOCK_N, DIM>;
     static constexpr int STAGE_BYTES = 2 * KTile::BYTES; /* K, then V */
@@ -118,8 +121,9 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
             }
     }
 
-    /* Takes the tile's scores into the running maximum, scales what is there by how far that moved, and turns the scores into exponents
-     * of 2. A maximum that moved by less than 8 such exponents may stay: probabilities are then up to 2^8, which every sum has room for. */
+    /* Takes the tile's scores into the running maximum, scales what is there by how far that moved, and turns the scores
+     * into exponents of 2. A maximum that moved by less than 8 such exponents may stay: probabilities are then up to 2^8,
+     * which every sum has room for. */
     __device__ __forceinline__ void update_maximum(float (&scores)[MI][NI][4]) {
         bool any_moved = false;
         float before[MI][2];
@@ -173,7 +177,7 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
         uint32_t v_lane = ptx::anew(lane_a<KTile>(v_tile));
 #pragma unroll
         for (int n = 0; n < NI; n += 2) {
-            if (n == NI / 4 * 2) load_next();
+            if (n == LOAD_AT) load_next();
             exponentiate(scores, n);
             exponentiate(scores, n + 1);
             uint32_t a[MI][4];
@@ -197,8 +201,8 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
         }
     }
 
-    /* One tile of keys. With one stage K's buffer is filled anew under the second product, when half the scores have left their registers to
-     * the addresses, and V's under the first; with two both are filled a tile ahead. */
+    /* One tile of keys. With one stage K's buffer is filled anew under the second product, and V's under the first; with two
+     * both are filled a tile ahead. */
     template <bool MASKED> __device__ __forceinline__ void step(int tile) {
         int stage = STAGES == 2 ? tile & 1 : 0;
         uint32_t k_tile = k_tiles + stage * STAGE_BYTES, v_tile = k_tile + KTile::BYTES;

@@ -1,5 +1,5 @@
-/* The mma family: 16-bit attention by mma.sync, sm_80 and later. Rows by head dimension, then by preference: the plan takes the first one
- * whose shared memory the device allows. C11 and CUDA C. */
+/* The mma family: 16-bit attention by mma.sync, sm_80 and later. Rows by head dimension, then by preference: the plan takes
+ * the first one whose shared memory the device allows. C11 and CUDA C. */
 #ifndef CUFLASH_MMA_TABLE_H
 #define CUFLASH_MMA_TABLE_H
 

@@ -1,6 +1,6 @@
-/* Tiles of 16-bit elements in shared memory, as the mma family keeps them: rows of DIM elements, cut into panels of 64 columns (32 where
- * DIM is not a multiple of 64). A panel's rows are 128 (or 64) bytes; the 16-byte chunks of a row are permuted by its number, so that
- * eight rows of one chunk column, which is what ldmatrix reads, lie in different banks. */
+/* Tiles of 16-bit elements in shared memory, as the mma family keeps them: rows of DIM elements, cut into panels of 64
+ * columns (32 where DIM is not a multiple of 64). A panel's rows are 128 (or 64) bytes; the 16-byte chunks of a row are
+ * permuted by its number, so that eight rows of one chunk column, which is what ldmatrix reads, lie in different banks. */
 #ifndef CUFLASH_MMA_TILE_CUH
 #define CUFLASH_MMA_TILE_CUH
 
@@ -62,8 +62,8 @@ __device__ __forceinline__ void load_tile(uint32_t tile, const T *array, int64_t
     }
 }
 
-/* Writes rows [first, first + count) of a tile to rows [first_out, ...) of a [rows x dim] array, by `threads` threads of which this is
- * number `thread`. */
+/* Writes rows [first, first + count) of a tile to rows [first_out, ...) of a [rows x dim] array, by `threads` threads of
+ * which this is number `thread`. */
 template <typename Shape, typename T>
 __device__ __forceinline__ void store_tile(const unsigned char *tile, int first, int count, T *array, int64_t stride,
                                            int first_out, int rows, int dim, bool vector, int thread, int threads) {
@@ -105,11 +105,11 @@ template <typename Shape, int THREADS> __device__ __forceinline__ void negate_ti
     }
 }
 
-/* Fragments of mma_16816 from a tile, by ldmatrix. `lane` is the thread's address for the block at row 0 and chunk 0, as lane_a or lane_b make it
- * (plus whole rows); the block lies at (row, chunk), which should be known at compile time: then an address costs one instruction. Rows are
- * multiples of 8, chunks (of 8 elements) of 2.
+/* Fragments of mma_16816 from a tile, by ldmatrix. `lane` is the thread's address for the block at row 0 and chunk 0, as
+ * lane_a or lane_b make it (plus whole rows); the block lies at (row, chunk), which should be known at compile time: then an
+ * address costs one instruction. Rows are multiples of 8, chunks (of 8 elements) of 2.
  *   load_a        lane_a: the left operand, its rows the tile's rows
- *   load_b        lane_b: the right operand, its columns the tile's rows: columns row ... row + 15; r[0], r[1] are of the first eight columns
+ *   load_b        lane_b: the right operand, its columns the tile's rows: row ... row + 15; r[0], r[1] are of the first eight
  *   load_b_trans  lane_a: the right operand, its k the tile's rows; columns 8 chunk ...; registers as for load_b
  *   load_a_trans  lane_b: the left operand, its k the tile's rows, its rows the tile's columns */
 template <typename Shape> __device__ __forceinline__ uint32_t lane_a(uint32_t tile) {

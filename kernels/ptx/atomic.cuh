@@ -6,8 +6,8 @@
 
 namespace ptx {
 
-/* A warp's 128 floats at sum, four to a lane, in an order of the architecture's own. sm_90 and later: vectors; before: neighbouring lanes at
- * neighbouring addresses, as reductions there are scalar. */
+/* A warp's 128 floats at sum, four to a lane, in an order of the architecture's own. sm_90 and later: vectors; before:
+ * neighbouring lanes at neighbouring addresses, as reductions there are scalar. */
 __device__ __forceinline__ void load_4(float (&x)[4], const float *sum, int lane) {
 #if __CUDA_ARCH__ >= 900
     float4 v = __ldcg(reinterpret_cast<const float4 *>(sum + lane * 4));

@@ -1,5 +1,5 @@
-/* Shared memory, and cp.async: copies to it from global memory that do not wait (sm_80 and later; before, there is nothing to wait for). One
- * instruction a function. */
+/* Shared memory, and cp.async: copies to it from global memory that do not wait (sm_80 and later; before, there is nothing
+ * to wait for). One instruction a function. */
 #ifndef CUFLASH_PTX_COPY_CUH
 #define CUFLASH_PTX_COPY_CUH
 

@@ -13,8 +13,8 @@ __device__ __forceinline__ float exp2_approx(float x) {
     return y;
 }
 
-/* x, of which the compiler no longer knows where it comes from: what is made of it in a loop is made there again, and does not stay in
- * registers from before. */
+/* x, of which the compiler no longer knows where it comes from: what is made of it in a loop is made there again, and does
+ * not stay in registers from before. */
 __device__ __forceinline__ uint32_t anew(uint32_t x) {
     asm volatile("" : "+r"(x));
     return x;

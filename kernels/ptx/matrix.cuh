@@ -23,9 +23,9 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t add
                  : "r"(address));
 }
 
-/* d += a b; a is 16x16, b 16x8, d 16x8 in float32. Thread t holds of d: rows t / 4 (d[0], d[1]) and t / 4 + 8 (d[2], d[3]), columns
- * 2 (t % 4) and one more. a[0], a[1]: the same rows, columns 2 (t % 4) and one more; a[2], a[3]: columns 8 further. b[0]: rows 2 (t % 4) and
- * one more of column t / 4; b[1]: rows 8 further. */
+/* d += a b; a is 16x16, b 16x8, d 16x8 in float32. Thread t holds of d: rows t / 4 (d[0], d[1]) and t / 4 + 8 (d[2], d[3]),
+ * columns 2 (t % 4) and one more. a[0], a[1]: the same rows, columns 2 (t % 4) and one more; a[2], a[3]: columns 8 further.
+ * b[0]: rows 2 (t % 4) and one more of column t / 4; b[1]: rows 8 further. */
 template <typename T>
 __device__ __forceinline__ void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 

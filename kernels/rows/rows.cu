@@ -1,5 +1,6 @@
-/* What a backward needs of every query row before its main kernel: the sum of o * d_o, the log-sum-exp in the main kernel's terms, and a cleared
- * accumulator of dq. A block takes some rows of one head; a row is read by as many lanes as it has pieces of 16 bytes. */
+/* What a backward needs of every query row before its main kernel: the sum of o * d_o, the log-sum-exp in the main kernel's
+ * terms, and a cleared accumulator of dq. A block takes some rows of one head; a row is read by as many lanes as it has
+ * pieces of 16 bytes. */
 #include <math_constants.h>
 
 #include "attention.h"

@@ -1,6 +1,6 @@
 /* A stand-in for CUDA's driver library, under the driver's name: devices whose memory is the host's and whose kernels do
- * nothing but leave a record. With it everything up to the launch is tested without a GPU: allocation, copies, errors, and which
- * kernel is launched how on which architecture.
+ * nothing but leave a record. With it everything up to the launch is tested without a GPU: allocation, copies, errors, and
+ * which kernel is launched how on which architecture.
  *
  * Environment: FAKE_CUDA_SM (90: what the devices are), FAKE_CUDA_DEVICES (1), FAKE_CUDA_MEMORY (bytes a device has, 1 GiB),
  * FAKE_CUDA_DRIVER (13000: the version). */

@@ -1,6 +1,6 @@
-/* The CUDA backend on a real device: calls captured in a CUDA graph and replayed (which also proves that no call waits for the
- * device: during capture that is an error), calls from several threads on streams of their own, and device pointers in the functions on raw
- * pointers. Without a device it says why and is skipped. */
+/* The CUDA backend on a real device: calls captured in a CUDA graph and replayed (which also proves that no call waits for
+ * the device: during capture that is an error), calls from several threads on streams of their own, and device pointers in
+ * the functions on raw pointers. Without a device it says why and is skipped. */
 #include <dlfcn.h>
 #include <pthread.h>
 

@@ -1,6 +1,6 @@
-/* Element-wise work on CUDA devices against a stand-in for the driver (fake_libcuda.c), whose path is the argument: which kernels are
- * launched, which bytes are copied, errors, and that nothing is left behind. What the kernels compute is tested on a real device by
- * spec/cuda_element_spec.lua. */
+/* Element-wise work on CUDA devices against a stand-in for the driver (fake_libcuda.c), whose path is the argument: which
+ * kernels are launched, which bytes are copied, errors, and that nothing is left behind. What the kernels compute is tested
+ * on a real device by spec/cuda_element_spec.lua. */
 #include <dlfcn.h>
 
 #include "check.h"

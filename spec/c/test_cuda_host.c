@@ -1,5 +1,5 @@
-/* The host side of the CUDA backend against a stand-in for the driver (fake_libcuda.c), whose path is the argument: devices, memory,
- * plans for every architecture, launches, errors. FAKE_CUDA_SM says which architecture. */
+/* The host side of the CUDA backend against a stand-in for the driver (fake_libcuda.c), whose path is the argument: devices,
+ * memory, plans for every architecture, launches, errors. FAKE_CUDA_SM says which architecture. */
 #include <dlfcn.h>
 #include <pthread.h>
 

@@ -130,8 +130,9 @@ CUFLASH_API cuflash_status cuflash_cuda_get_device_info(int device, cuflash_cuda
  * therefore reported by a later call, in CUDA's words.
  *
  * These wrap CUDA's own streams and events; those made by anyone else (PyTorch, the CUDA runtime) serve as well. Memory
- * of tensors is allocated and freed in the order of the stream of the thread that does it: a tensor used on other
- * streams too must not be released before they are done with it. */
+ * of tensors is allocated in the order of the thread's stream, and freed in the order of that stream or, where the thread
+ * works on another one by then, of the default stream, which waits for all streams but those that were made not to block:
+ * a tensor used on such a stream too must not be released before it is done with it. */
 typedef struct CUevent_st *cudaEvent_t;
 
 CUFLASH_API cuflash_status cuflash_stream_create(int device, cudaStream_t *stream);

@@ -12,6 +12,7 @@ enum { ALIGNMENT = 64, MAX_ACCOUNTS = 65 };
 struct cuflash_storage {
     atomic_llong references;
     int device;
+    cudaStream_t stream; /* of the thread that made it */
     size_t bytes;
     void *data;
 };
@@ -97,7 +98,7 @@ static cuflash_status allocate(const char *what, int device, size_t bytes, void 
     return status;
 }
 
-static void release(int device, void *data) {
+static void release(int device, void *data, cudaStream_t stream) {
     if (device == CUFLASH_CPU || !data) {
         free(data);
         return;
@@ -105,8 +106,15 @@ static void release(int device, void *data) {
     cuflash_cuda_scope scope;
     if (cuflash_cuda_enter("release", device, &scope) != CUFLASH_SUCCESS)
         return; /* the process is ending, or the device is lost */
-    cuflash_cuda_free(data, cuflash_cuda_stream());
+    cuflash_cuda_free(data, stream);
     cuflash_cuda_leave(&scope);
+}
+
+/* Where a storage is given back. Collectors run at any time, also while the thread works on another stream than the storage
+ * was made and used on, and that may be gone by then: the default stream comes after what all (blocking) streams have been
+ * given. */
+static cudaStream_t stream_to_release(const cuflash_storage *storage) {
+    return storage->stream == cuflash_cuda_stream() ? storage->stream : NULL;
 }
 
 /* Memory on the account: of a storage, or of none. A refusal leaves no trace. */
@@ -114,7 +122,7 @@ static cuflash_status obtain(const char *what, int device, size_t bytes, int sto
     cuflash_memory_stats now;
     CUFLASH_TRY(allocate(what, device, bytes, out)); /* nothing has touched it yet, so the account may still refuse */
     if (account_take(device, *out ? bytes : REFUSED, storages, &now)) return CUFLASH_SUCCESS;
-    release(device, *out);
+    release(device, *out, cuflash_cuda_stream());
     *out = NULL;
     return out_of_memory(what, device, bytes, &now);
 }
@@ -130,6 +138,7 @@ cuflash_status cuflash_storage_new(cuflash_storage **out, int device, size_t byt
     }
     atomic_init(&storage->references, 1);
     storage->device = device;
+    storage->stream = cuflash_cuda_stream();
     storage->bytes = bytes;
     *out = storage;
     return CUFLASH_SUCCESS;
@@ -145,7 +154,7 @@ void cuflash_storage_retain(cuflash_storage *storage) {
 
 void cuflash_storage_release(cuflash_storage *storage) {
     if (!storage || atomic_fetch_sub_explicit(&storage->references, 1, memory_order_acq_rel) != 1) return;
-    release(storage->device, storage->data);
+    release(storage->device, storage->data, stream_to_release(storage));
     account_return(storage->device, storage->bytes, 1);
     free(storage);
 }
@@ -159,7 +168,7 @@ cuflash_status cuflash_workspace_new(void **out, int device, size_t bytes, const
 
 void cuflash_workspace_release(void *workspace, int device, size_t bytes) {
     if (!workspace) return;
-    release(device, workspace);
+    release(device, workspace, cuflash_cuda_stream());
     account_return(device, bytes, 0);
 }
 

@@ -51,6 +51,7 @@ static size_t held[MAX_DEVICES];
 
 static long launches, calls, allocations;
 static char last_launch[256];
+static cudaStream_t freed_on;
 static CUresult fault; /* what every call returns from now on */
 
 static long setting(const char *name, long otherwise) {
@@ -78,6 +79,11 @@ EXPORT long fake_launches(void) {
 /* Allocations not freed. */
 EXPORT long fake_allocations(void) {
     return allocations;
+}
+
+/* The stream of the last memory that was freed. */
+EXPORT cudaStream_t fake_freed_on(void) {
+    return freed_on;
 }
 
 /* "name blocks threads shared_bytes" */
@@ -296,8 +302,8 @@ static int block_of(CUdeviceptr address) {
 
 EXPORT CUresult cuMemFreeAsync(CUdeviceptr pointer, cudaStream_t stream) {
     INSIDE;
-    (void)stream;
     pthread_mutex_lock(&mutex);
+    freed_on = stream;
     int i = block_of(pointer);
     if (i < 1 || blocks[i].start != (char *)(size_t)pointer) abort();
     held[blocks[i].device] -= blocks[i].bytes;

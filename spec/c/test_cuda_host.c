@@ -12,6 +12,7 @@ static struct {
     long (*allocations)(void);
     const char *(*last_launch)(void);
     void (*fault)(int);
+    cudaStream_t (*freed_on)(void);
 } fake;
 
 static int sm(void) {
@@ -249,6 +250,33 @@ static void test_streams(void) {
     CHECK_FAILS(CUFLASH_CUDA_ERROR, "cuda:5", cuflash_stream_create(5, &stream));
 }
 
+/* Memory is given back on the stream it was made on, or, where the thread has left that one, on the default stream; a
+ * workspace on the stream of its call. */
+static void test_release_streams(void) {
+    cudaStream_t first = NULL, second = NULL;
+    REQUIRE_OK(cuflash_stream_create(0, &first));
+    REQUIRE_OK(cuflash_stream_create(0, &second));
+    cudaStream_t const made[] = {NULL, first, first, first, NULL}, current[] = {NULL, first, second, NULL, second},
+                       expected[] = {NULL, first, NULL, NULL, NULL};
+    for (int i = 0; i < COUNT_OF(made); i++) {
+        cuflash_set_stream(made[i]);
+        cuflash_tensor t = make(CUFLASH_FLOAT32, 0, 1, 1, 1, 8);
+        cuflash_set_stream(current[i]);
+        cuflash_tensor_release(&t);
+        CHECK_F(fake.freed_on() == expected[i], "case %d", i);
+    }
+    cuflash_set_stream(first);
+    problem p;
+    problem_make(&p, CUFLASH_FLOAT32, 64, 64);
+    p.a.stream = second;
+    CHECK_OK(cuflash_attention_backward(&p.a));
+    CHECK(fake.freed_on() == second);
+    problem_free(&p);
+    cuflash_set_stream(NULL);
+    CHECK_OK(cuflash_stream_destroy(0, first));
+    CHECK_OK(cuflash_stream_destroy(0, second));
+}
+
 static void *work(void *unused) {
     (void)unused;
     for (int i = 0; i < 50; i++) {
@@ -279,6 +307,7 @@ int main(int argc, char **argv) {
     *(void **)&fake.allocations = dlsym(driver, "fake_allocations");
     *(void **)&fake.last_launch = dlsym(driver, "fake_last_launch");
     *(void **)&fake.fault = dlsym(driver, "fake_fault");
+    *(void **)&fake.freed_on = dlsym(driver, "fake_freed_on");
     test_devices();
     test_memory();
     test_plans();
@@ -286,6 +315,7 @@ int main(int argc, char **argv) {
     test_refusals();
     test_fault();
     test_streams();
+    test_release_streams();
     test_threads();
     return check_result();
 }

@@ -10,16 +10,7 @@ local bits = require "spec.support.bits"
 
 ffi.cdef 'int cuflash_spec_memcmp(const void *a, const void *b, size_t bytes) __asm__("memcmp");'
 
-local available, reason = cf.cuda.is_available()
-
-local function on_gpu(name, f)
-  it(name, function()
-    if not available then pending(reason) end
-    f()
-    collectgarbage()
-    collectgarbage()
-  end)
-end
+local on_gpu = helper.on_gpu
 
 local function GiB(bytes) return ("%.1f GiB"):format(bytes / 2 ^ 30) end
 

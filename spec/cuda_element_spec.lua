@@ -3,21 +3,14 @@
 local cf = require "cuflash"
 local C = require("cuflash.native").C
 local ffi = require "ffi"
+local helper = require "spec.helper"
 local bits = require "spec.support.bits"
 
 local assert_same, VIEWS, base = bits.assert_same, bits.views, bits.base
 
 local DTYPES = { "float32", "float16", "bfloat16", "float64" }
 
-local available, reason = cf.cuda.is_available()
-
-local function on_gpu(name, f)
-  it(name, function()
-    if not available then pending(reason) end
-    f()
-    collectgarbage()
-  end)
-end
+local on_gpu = helper.on_gpu
 
 -- f makes a tensor on a device; it must be the same on both.
 local function assert_same_on_both(what, f, any_nan)

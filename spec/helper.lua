@@ -123,4 +123,19 @@ function helper.python(module)
   return python[module] or nil, "no Python with " .. module .. " found (CUFLASH_PYTHON may name one)"
 end
 
+-- ---- A GPU -------------------------------------------------------------------------------------------
+
+local has_gpu, no_gpu = cf.cuda.is_available()
+
+--- busted's `it` for what needs a CUDA device: pending, with the reason, where there is none. Garbage is collected after it.
+function helper.on_gpu(name, f)
+  local spec = getfenv(f) -- where busted's functions are
+  spec.it(name, function()
+    if not has_gpu then spec.pending(no_gpu) end
+    f()
+    collectgarbage()
+    collectgarbage()
+  end)
+end
+
 return helper

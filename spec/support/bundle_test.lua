@@ -2,7 +2,7 @@
 --
 --   ./test [--device cuda] [--only PATTERN] [--list] [BUSTED'S ARGUMENTS]
 --
---   --device    where tensors live in the specs that follow it, and in the programs: cpu (else) or cuda
+--   --device    where tensors live in the specs that follow it, and in the examples: cpu (else) or cuda
 --   --only      only tests whose name holds this Lua pattern: --only spec.attention, --only '^c%.'
 --   --list      their names alone
 --
@@ -77,9 +77,15 @@ local function can_run(isa)
   return runs[isa]
 end
 
+-- An example that takes --device, as those in Lua and Python do.
+local function takes_device(test)
+  return test.name:find "^example%." and test.command[#test.command]:find "%.%a+$"
+end
+
 local function command(test)
   local words = {}
   for k, word in ipairs(test.command) do words[k] = quote(word) end
+  if device ~= "cpu" and takes_device(test) then words[#words + 1] = "--device " .. quote(device) end
   local text = table.concat(words, " ")
   if test.kind == "spec" then
     for _, word in ipairs(rest) do text = quote(word) .. " " .. text end
@@ -109,6 +115,7 @@ local function judge(test)
     if status == 0 and not ("\n" .. output):find "\n1%.%.%d+" then status = 1 end -- it ended without having counted its tests
   end
   if status == SKIPPED then return "skipped", output:match "skipped: ([^\n]*)" or "", 0, 0 end
+  if status ~= 0 and output:find "needs PyTorch" then return "skipped", "it " .. output:match "needs PyTorch[^\n]*", 0, 0 end
   if status ~= 0 then return "failed", output, good, bad end
   return "passed", "", good, bad
 end

@@ -54,6 +54,17 @@ describe("the REPL on a pipe", function()
     end)
   end
 
+  it("keeps what lines pasted together declare local", function()
+    local chunk = require("cuflash.repl").compile(
+      "local repl_a = 3\nlocal repl_b\nlocal function repl_f()\n  local inner = repl_a\n  return inner\nend\nlocal repl_c = repl_f() + 1", "=stdin")
+    chunk()
+    local env = getfenv(chunk)
+    assert.are.same({ 3, 4, 3 }, { env.repl_a, env.repl_c, env.repl_f() })
+    assert.is_nil(env.repl_b)
+    assert.is_nil(env.inner)
+    env.repl_a, env.repl_c, env.repl_f = nil, nil, nil
+  end)
+
   it("has help on every public function", function()
     local cf = require "cuflash"
     local help = require "cuflash.help"

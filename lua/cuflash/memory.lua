@@ -85,12 +85,13 @@ function memory.memory_reset_peak(device)
 end
 
 --- Gives memory that tensors no longer hold back to a CUDA device, for other programs: it is kept for the next tensor otherwise.
--- Collects garbage first, and waits for the device.
+-- Collects garbage first, and waits for the device. Without a device named, does nothing where there is no CUDA.
 -- @tparam[opt="cuda"] string device
 -- @function memory_trim
 function memory.memory_trim(device)
-  device = checks.device("memory_trim", "device", device, 0)
   collectgarbage()
+  if device == nil and C.cuflash_cuda_device_count() == 0 then return end
+  device = checks.device("memory_trim", "device", device, 0)
   native.call("memory_trim", C.cuflash_memory_trim, device)
 end
 

@@ -97,8 +97,12 @@ function repl.compile(text, name)
       return function() return chunk(function(...) return ... end) end
     end
   end
-  -- a local would be gone with its line, so one that a line begins with is made a global
-  local chunk, message = load((text:gsub("^(%s*)local%s+", "%1", 1)), name, "t")
+  -- a local would be gone with its line (or with the lines pasted together), so one that a line begins with is made a global
+  local globals = text:gsub("^(%s*)local%s+", "%1", 1):gsub("\nlocal%s+([^\n]*)", function(rest)
+    local names_alone = rest:find "^[%a_][%w_%s,]*$" and not rest:find "^function%f[%s]"
+    return "\n" .. rest .. (names_alone and " = nil" or "")
+  end)
+  local chunk, message = load(globals, name, "t")
   if not chunk or text:find "^%s*local%s+[%w_%s,]*$" then chunk, message = load(text, name, "t") end
   if chunk then
     jit.off(chunk, true)

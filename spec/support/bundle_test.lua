@@ -1,6 +1,6 @@
 -- Runs the tests that came with a bundle (script/bundle), as ctest does in the repository. Usage:
 --
---   ./test [--device cuda] [--only PATTERN] [--list] [BUSTED'S ARGUMENTS]
+--   ./test [--device cuda] [--only PATTERN] [--list] [-- BUSTED'S ARGUMENTS]
 --
 --   --device    where tensors live in the specs that follow it, and in the examples: cpu (else) or cuda
 --   --only      only tests whose name holds this Lua pattern: --only spec.attention, --only '^c%.'
@@ -38,8 +38,11 @@ while arg[i] do
     i = i + 1
     local value = arg[i] or fail("argument '%s' needs a value", name)
     if name == "--device" then device = value else pattern = value end
+  elseif name == "--" then
+    for k = i + 1, #arg do rest[#rest + 1] = arg[k] end
+    break
   else
-    rest[#rest + 1] = name
+    fail("unknown argument '%s' (see --help; tests are chosen with --only, and busted's own arguments follow --)", name)
   end
   i = i + 1
 end
@@ -52,7 +55,11 @@ end
 
 local function run(command)
   local pipe = assert(io.popen("{ " .. command .. "\n} 2>&1; echo \"status:$?\""))
-  local output = pipe:read "*a"
+  local ok, output = pcall(pipe.read, pipe, "*a")
+  if not ok then -- Ctrl-C
+    io.stderr:write("\ntest: interrupted\n")
+    os.exit(130)
+  end
   pipe:close()
   local text, status = output:match "^(.*)status:(%d+)\n$"
   return text or output, tonumber(status) or 1

@@ -227,7 +227,16 @@ local function measure_cuda()
   return results
 end
 
-local results = (on_cpu and measure_cpu or measure_cuda)()
+io.stdout:setvbuf "line"
+local done, results = pcall(on_cpu and measure_cpu or measure_cuda)
+if not done then -- what cuflash refuses, and Ctrl-C
+  local reason = tostring(results):gsub("^[^\n]-:%d+: ", "")
+  if reason:find "interrupted" then
+    io.stderr:write "\nbench: interrupted\n"
+    os.exit(130)
+  end
+  fail("%s", reason)
+end
 if options.json then
   local file, reason = io.open(options.json, "w")
   if not file then fail("%s", reason) end

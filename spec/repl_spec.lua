@@ -20,6 +20,7 @@ describe("the REPL on a pipe", function()
     { "runs statements, and keeps globals", "x = 5\nx * 2\n", "10\n" },
     { "takes = as an expression's mark", "= 7\n", "7\n" },
     { "continues an incomplete chunk", "for i = 1, 2 do\nprint(i)\nend\ncf.full({1,\n2}, 3):sum()\n", "1\n2\n6\n" },
+    { "continues an incomplete expression", "1 +\n2\n", "3\n" },
     { "knows the words a newcomer tries", "help\nexit\n1\n", "Help on a function: ? name", "prefix" },
     { "leaves at exit", "1\nexit()\n2\n", "1\n" },
     { "lets a user's own names be", "exit = 3\nexit\n", "3\n" },

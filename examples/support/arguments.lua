@@ -74,7 +74,7 @@ end
 
 local function check_device(name)
   local ok, message = pcall(cf.empty, { 1 }, { device = name })
-  if not ok then refuse("--device: " .. sentence(message):gsub("^empty: ", ""):gsub("^argument 'device': ", "")) end
+  if not ok then arguments.fail("--" .. sentence(message):gsub("^empty: ", ""):gsub("^argument '(device)'", "%1"), 2) end
 end
 
 --- Reads the command line.

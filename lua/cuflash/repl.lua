@@ -88,7 +88,8 @@ end
 -- @function compile
 function repl.compile(text, name)
   local expression = text:gsub("^%s*=", "")
-  if load("return " .. expression, name, "t") then
+  local valued, reason = load("return " .. expression, name, "t")
+  if valued then
     -- as the arguments of a call, so that no tail call takes this chunk out of an error's position
     local close = expression:find("--", 1, true) and "\n)" or ")"
     local chunk = load("return (...)(" .. expression .. close, name, "t")
@@ -108,8 +109,11 @@ function repl.compile(text, name)
     jit.off(chunk, true)
     return chunk
   end
-  return nil, message, message:find("near '<eof>'", 1, true) ~= nil or message:find("near <eof>", 1, true) ~= nil
-    or message:find("unfinished long", 1, true) ~= nil
+  local function ends_too_soon(complaint)
+    return complaint:find("near '<eof>'", 1, true) or complaint:find("near <eof>", 1, true)
+      or complaint:find("unfinished long", 1, true)
+  end
+  return nil, message, (ends_too_soon(message) or ends_too_soon(reason)) ~= nil
 end
 
 local function print_results(ok, ...)

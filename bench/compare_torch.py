@@ -27,7 +27,8 @@ try:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 except ImportError as error:
     if {"-h", "--help"} & set(sys.argv[1:]):
-        sys.exit(__doc__.strip() + "\n\nPyTorch is not here; with it, --help lists all options.")
+        print(__doc__.strip() + "\n\nPyTorch is not here; with it, --help lists all options.")
+        sys.exit(0)
     sys.exit(f"compare_torch.py: PyTorch 2.5 or later is needed ({error})")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -1,18 +1,9 @@
 /* Element-wise work on CUDA devices against a stand-in for the driver (fake_libcuda.c), whose path is the argument: which
  * kernels are launched, which bytes are copied, errors, and that nothing is left behind. What the kernels compute is tested
  * on a real device by spec/cuda_element_spec.lua. */
-#include <dlfcn.h>
-
-#include "check.h"
+#include "fake_cuda.h"
 
 #define SHAPE(...) ((const int64_t[]){__VA_ARGS__})
-
-static struct {
-    long (*launches)(void);
-    long (*allocations)(void);
-    const char *(*last_launch)(void);
-    void (*fault)(int);
-} fake;
 
 static int64_t live(int device) {
     cuflash_memory_stats stats;
@@ -373,14 +364,7 @@ static void test_fault(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 2) return fprintf(stderr, "usage: %s path-of-the-stand-in-driver\n", argv[0]), 1;
-    setenv("FAKE_CUDA_DEVICES", "2", 1);
-    void *driver = dlopen(argv[1], RTLD_NOW);
-    if (!driver) return fprintf(stderr, "%s\n", dlerror()), 1;
-    *(void **)&fake.launches = dlsym(driver, "fake_launches");
-    *(void **)&fake.allocations = dlsym(driver, "fake_allocations");
-    *(void **)&fake.last_launch = dlsym(driver, "fake_last_launch");
-    *(void **)&fake.fault = dlsym(driver, "fake_fault");
+    if (!fake_load(argc, argv)) return 1;
     test_kernels();
     test_grids();
     test_overlap();

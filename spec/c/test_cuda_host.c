@@ -1,19 +1,10 @@
 /* The host side of the CUDA backend against a stand-in for the driver (fake_libcuda.c), whose path is the argument: devices,
  * memory, plans for every architecture, launches, errors. FAKE_CUDA_SM says which architecture. */
-#include <dlfcn.h>
 #include <pthread.h>
 
-#include "check.h"
+#include "fake_cuda.h"
 
 #define SHAPE(...) ((const int64_t[]){__VA_ARGS__})
-
-static struct {
-    long (*launches)(void);
-    long (*allocations)(void);
-    const char *(*last_launch)(void);
-    void (*fault)(int);
-    cudaStream_t (*freed_on)(void);
-} fake;
 
 static int sm(void) {
     return atoi(getenv("FAKE_CUDA_SM"));
@@ -298,16 +289,8 @@ static void test_threads(void) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 2) return fprintf(stderr, "usage: %s path-of-the-stand-in-driver\n", argv[0]), 1;
     if (!getenv("FAKE_CUDA_SM")) setenv("FAKE_CUDA_SM", "90", 1);
-    setenv("FAKE_CUDA_DEVICES", "2", 1);
-    void *driver = dlopen(argv[1], RTLD_NOW);
-    if (!driver) return fprintf(stderr, "%s\n", dlerror()), 1;
-    *(void **)&fake.launches = dlsym(driver, "fake_launches");
-    *(void **)&fake.allocations = dlsym(driver, "fake_allocations");
-    *(void **)&fake.last_launch = dlsym(driver, "fake_last_launch");
-    *(void **)&fake.fault = dlsym(driver, "fake_fault");
-    *(void **)&fake.freed_on = dlsym(driver, "fake_freed_on");
+    if (!fake_load(argc, argv)) return 1;
     test_devices();
     test_memory();
     test_plans();

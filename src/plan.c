@@ -16,12 +16,13 @@ void cuflash_plan_describe(const cuflash_plan *plan, const cuflash_problem *p, c
         cuflash_cuda_plan_describe(&plan->cuda, p, plan->pass, kernel, sizeof kernel);
     snprintf(text, size,
              "pass: %s\n"
-             "problem: %s, batch %lld, heads %lld on %lld KV heads, %lld queries x %lld keys, head dim %lld (v %lld), %s, "
+             "problem: %s, batch %lld, heads %lld on %lld KV head%s, %lld %s x %lld key%s, head dim %lld (v %lld), %s, "
              "scale %.6g\n"
              "%s"
              "workspace: %zu bytes\n",
              plan->pass == CUFLASH_FORWARD ? "forward" : "backward", cuflash_dtype_name(p->dtype), (long long)p->batch,
-             (long long)p->heads, (long long)p->heads_kv, (long long)p->seq_q, (long long)p->seq_k, (long long)p->head_dim,
+             (long long)p->heads, (long long)p->heads_kv, p->heads_kv == 1 ? "" : "s", (long long)p->seq_q,
+             p->seq_q == 1 ? "query" : "queries", (long long)p->seq_k, p->seq_k == 1 ? "" : "s", (long long)p->head_dim,
              (long long)p->head_dim_v, p->causal ? "causal" : "not causal", p->scale, kernel, plan->workspace_bytes);
 }
 

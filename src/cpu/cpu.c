@@ -119,12 +119,12 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
     snprintf(text, size,
              "kernel: cpu %s, vectors of %d float32%s\n"
              "tile: %d query rows x %d keys%s\n"
-             "work: %lld units (%lld batch x KV head, %lld %s%s each) on %d thread%s\n",
+             "work: %lld unit%s (%lld batch x KV head, %lld %s%s each) on %d thread%s\n",
              plan->kernels->name, plan->kernels->vector,
              p->dtype == CUFLASH_FLOAT32 ? "" : ", operands converted as they are read", plan->kernels->block_m,
              plan->kernels->block_n, plan->group > 1 ? ", query heads of a KV head together" : "", (long long)plan->units,
-             (long long)plan->pairs, (long long)each, split ? "split" : "row block", each == 1 ? "" : "s", plan->threads,
-             plan->threads == 1 ? "" : "s");
+             plan->units == 1 ? "" : "s", (long long)plan->pairs, (long long)each, split ? "split" : "row block",
+             each == 1 ? "" : "s", plan->threads, plan->threads == 1 ? "" : "s");
 }
 
 /* ---- Run ---------------------------------------------------------------------------------------- */

@@ -29,7 +29,7 @@ typedef struct {
     int32_t seq_q, seq_k;
     int32_t head_dim, head_dim_v;
     int32_t rows;       /* seq_q rounded up to whole tiles of the family */
-    int32_t dim_padded; /* of dq_sum */
+    int32_t dim_padded; /* of dq_sum, dk_parts and dv_parts */
     int32_t causal;     /* query i sees keys 0 ... i + seq_k - seq_q */
     int32_t negative;   /* the scale is below 0: scores are of -q */
     int32_t lse_half;   /* lse is float16, not float32 */
@@ -38,6 +38,11 @@ typedef struct {
                            are multiples of 16 bytes too */
     float scale; /* as given, with its sign: what gradients are scaled by */
     float scale_log2; /* |scale| * log2(e), never 0: what scores are scaled by */
+
+    /* Backward: partial sums of dk, before scaling, and of dv: [batch * heads_kv][parts][seq_k][dim_padded], where more blocks
+     * than one share the query heads of a group. */
+    int32_t parts;
+    float *dk_parts, *dv_parts;
 } cuflash_attention_args;
 
 /* A row of a family's table: what a kernel is made for and what it is launched with. */

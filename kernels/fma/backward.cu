@@ -10,6 +10,7 @@
 #include "common/repair.cuh"
 #include "common/row.cuh"
 #include "common/turn.cuh"
+#include "common/walk.cuh"
 #include "fma/table.h"
 #include "fma/tile.cuh"
 #include "ptx/atomic.cuh"
@@ -41,14 +42,15 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
 
     const cuflash_attention_args &args;
     float *k_tile, *v_tile, *q_tile, *do_tile, *p_tile; /* v_tile is transposed; p_tile: P, then dS transposed */
-    int batch, head_kv, first_key, warp, row_lane, col_lane;
+    Walk walk;
+    int warp, row_lane, col_lane;
 
     float dk[MI][DI] = {}, dv[MI][DI] = {};
 
     __device__ __forceinline__ Backward(const cuflash_attention_args &args, float *shared)
         : args(args), k_tile(shared), v_tile(k_tile + BLOCK_N * DIM), q_tile(v_tile + BLOCK_N * DIM),
-          do_tile(q_tile + BLOCK_M * DIM), p_tile(do_tile + BLOCK_M * DIM), warp(threadIdx.x / 32),
-          row_lane(threadIdx.x % 32 / COL_LANES), col_lane(threadIdx.x % COL_LANES) {
+          do_tile(q_tile + BLOCK_M * DIM), p_tile(do_tile + BLOCK_M * DIM), walk(walk_of_block<BLOCK_M, BLOCK_N>(args)),
+          warp(threadIdx.x / 32), row_lane(threadIdx.x % 32 / COL_LANES), col_lane(threadIdx.x % COL_LANES) {
     }
 
     /* The first of the thread's keys within the block. */
@@ -57,8 +59,8 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
     }
 
     __device__ __forceinline__ void load_queries(int head, int tile) {
-        const T *q = row_of<T>(args.q, args.q_stride, batch, head, 0),
-                *d_o = row_of<T>(args.d_o, args.d_o_stride, batch, head, 0);
+        const T *q = row_of<T>(args.q, args.q_stride, walk.batch, head, 0),
+                *d_o = row_of<T>(args.d_o, args.d_o_stride, walk.batch, head, 0);
         load_tile<BLOCK_M, DIM, Interleaved, THREADS>(q_tile, q, args.q_stride.seq, tile * BLOCK_M, args.seq_q, 0,
                                                       args.head_dim, args.vector);
         load_tile<BLOCK_M, DIM, Interleaved, THREADS>(do_tile, d_o, args.d_o_stride.seq, tile * BLOCK_M, args.seq_q, 0,
@@ -82,8 +84,8 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
     __device__ __forceinline__ void multiply_values(float (&c)[MI][NI]) {
 #pragma unroll 1
         for (int panel = 0; panel < DIM / 32; panel++)
-            multiply_transposed<BLOCK_N, COL_LANES>(c, v_tile + panel * 32 * BLOCK_N + own_row(), queries_of(do_tile, panel),
-                                                    Interleaved::of(col_lane));
+            multiply_transposed<BLOCK_N, COL_LANES, false>(c, v_tile + panel * 32 * BLOCK_N + own_row(),
+                                                           queries_of(do_tile, panel), Interleaved::of(col_lane));
     }
 
     /* dv += P^T dO, P by way of p_tile. */
@@ -109,12 +111,11 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
     }
 
     /* P^T and dS^T of a tile. */
-    template <bool MASKED>
-    __device__ __forceinline__ void make_scores(float (&p)[MI][NI], float (&ds)[MI][NI], int head, int tile) {
+    __device__ __forceinline__ void make_scores(float (&p)[MI][NI], float (&ds)[MI][NI], int head, int tile, bool masked) {
         float max[NI], log[NI];
 #pragma unroll
         for (int n = 0; n < NI; n++) {
-            int64_t row = row_number(args, batch, head, tile * BLOCK_M + n * COL_LANES + col_lane);
+            int64_t row = row_number(args, walk.batch, head, tile * BLOCK_M + n * COL_LANES + col_lane);
             float delta = args.row_delta[row];
             max[n] = args.row_max[row], log[n] = args.row_log[row];
 #pragma unroll
@@ -129,13 +130,16 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
                 p[i][n] = ptx::exp2_approx(fmaf(fmaf(p[i][n], sign, -max[n]), args.scale_log2, -log[n]));
         multiply_values(ds);
 #pragma unroll
-        for (int n = 0; n < NI; n++) {
-            int visible = MASKED ? visible_keys(args, tile * BLOCK_M + n * COL_LANES + col_lane) - first_key - own_row() : 0;
+        for (int n = 0; n < NI; n++)
 #pragma unroll
-            for (int i = 0; i < MI; i++) {
-                ds[i][n] *= p[i][n];
-                if (MASKED && i >= visible) p[i][n] = ds[i][n] = 0;
-            }
+            for (int i = 0; i < MI; i++) ds[i][n] *= p[i][n];
+        if (!masked) return;
+#pragma unroll
+        for (int n = 0; n < NI; n++) {
+            int visible = visible_keys(args, tile * BLOCK_M + n * COL_LANES + col_lane) - walk.first_key - own_row();
+#pragma unroll
+            for (int i = 0; i < MI; i++)
+                if (i >= visible) p[i][n] = ds[i][n] = 0;
         }
     }
 
@@ -170,11 +174,11 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
     }
 
     /* One tile of queries. The next one is loaded under the product that needs none of them. */
-    template <bool MASKED, typename LoadNext> __device__ __forceinline__ void step(int head, int tile, LoadNext load_next) {
+    template <typename LoadNext> __device__ __forceinline__ void step(int head, int tile, bool masked, LoadNext load_next) {
         ptx::cp_async_wait<0>();
         __syncthreads();
         float p[MI][NI], ds[MI][NI];
-        make_scores<MASKED>(p, ds, head, tile);
+        make_scores(p, ds, head, tile, masked);
         add_values(p);
         __syncthreads();
         add_keys(ds);
@@ -182,10 +186,10 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
         load_next();
         if (!args.dq_sum) return;
         int64_t number =
-            (static_cast<int64_t>(batch) * args.heads + head) * (args.rows / BLOCK_M) + tile; /* of the tile of queries */
-        if (args.turn) await_turn(args.turn + number, first_key / BLOCK_N);
+            (static_cast<int64_t>(walk.batch) * args.heads + head) * (args.rows / BLOCK_M) + tile; /* of the tile of queries */
+        if (args.turn) await_turn(args.turn + number, walk.first_key / BLOCK_N);
         add_queries(args.dq_sum + number * (BLOCK_M * DIM));
-        if (args.turn) end_turn(args.turn + number, first_key / BLOCK_N);
+        if (args.turn) end_turn(args.turn + number, walk.first_key / BLOCK_N);
     }
 
     /* The thread's rows of dk or dv; says which of them hold a NaN, a bit a row. */
@@ -195,9 +199,9 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
         if (!array) return 0;
 #pragma unroll
         for (int i = 0; i < MI; i++) {
-            int key = first_key + own_row() + i;
+            int key = walk.first_key + own_row() + i;
             if (key >= args.seq_k) continue;
-            T *row = row_of<T>(array, stride, batch, head_kv, key);
+            T *row = row_of<T>(array, stride, walk.batch, head_kv_of(args, walk.unit), key);
 #pragma unroll
             for (int piece = 0; piece < Gradient::PIECES; piece++) {
                 float x[Gradient::VEC];
@@ -212,34 +216,43 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
         return spoilt;
     }
 
-    __device__ __forceinline__ void run() {
-        int tiles_n = (args.seq_k + BLOCK_N - 1) / BLOCK_N, tiles_m = args.rows / BLOCK_M;
-        int pair = blockIdx.x / tiles_n;
-        first_key = blockIdx.x % tiles_n * BLOCK_N; /* causal: the first keys are seen by the most queries */
-        batch = pair / args.heads_kv, head_kv = pair % args.heads_kv;
-        int first_tile = first_query(args, first_key) / BLOCK_M;
-        int unmasked =
-            (first_query(args, first_key + BLOCK_N - 1) + BLOCK_M - 1) / BLOCK_M; /* from here on queries see all keys */
-        if (first_key + BLOCK_N > args.seq_k) unmasked = tiles_m;
+    /* The block's share of dk or dv. */
+    __device__ __forceinline__ void store_part(const float (&c)[MI][DI], float *parts) {
+        if (!parts) return;
+#pragma unroll
+        for (int i = 0; i < MI; i++) {
+            int key = walk.first_key + own_row() + i;
+            if (key >= args.seq_k) continue;
+            float *row = partial_row(args, parts, walk.unit, key);
+#pragma unroll
+            for (int piece = 0; piece < Gradient::PIECES; piece++)
+                store_some<Gradient::VEC>(row, Gradient::column(col_lane, piece), DIM, true, &c[i][piece * Gradient::VEC]);
+        }
+    }
 
-        if (first_tile < tiles_m) {
-            load_tile<BLOCK_N, DIM, Row, THREADS>(k_tile, row_of<T>(args.k, args.k_stride, batch, head_kv, 0),
-                                                  args.k_stride.seq, first_key, args.seq_k, 0, args.head_dim, args.vector);
-            load_transposed<BLOCK_N, DIM, THREADS>(v_tile, row_of<T>(args.v, args.v_stride, batch, head_kv, 0),
-                                                   args.v_stride.seq, first_key, args.seq_k, args.head_dim_v, args.vector);
-            load_queries(head_kv * args.group, first_tile);
-            int end = (head_kv + 1) * args.group, head = head_kv * args.group, tile = first_tile;
-            while (head < end) {
-                int next_head = tile + 1 < tiles_m ? head : head + 1, next_tile = tile + 1 < tiles_m ? tile + 1 : first_tile;
-                auto load_next = [&] {
-                    if (next_head < end) load_queries(next_head, next_tile);
-                };
-                if (tile < unmasked)
-                    step<true>(head, tile, load_next);
-                else
-                    step<false>(head, tile, load_next);
-                head = next_head, tile = next_tile;
-            }
+    __device__ __forceinline__ void run() {
+        int tiles_m = args.rows / BLOCK_M, tile = walk.first_tile, head = walk.head;
+        if (head < walk.end_head) {
+            load_tile<BLOCK_N, DIM, Row, THREADS>(k_tile,
+                                                  row_of<T>(args.k, args.k_stride, walk.batch, head_kv_of(args, walk.unit), 0),
+                                                  args.k_stride.seq, walk.first_key, args.seq_k, 0, args.head_dim, args.vector);
+            load_transposed<BLOCK_N, DIM, THREADS>(v_tile,
+                                                   row_of<T>(args.v, args.v_stride, walk.batch, head_kv_of(args, walk.unit), 0),
+                                                   args.v_stride.seq, walk.first_key, args.seq_k, args.head_dim_v, args.vector);
+            load_queries(head, tile);
+        }
+        while (head < walk.end_head) {
+            int next_head = tile + 1 < tiles_m ? head : head + 1, next_tile = tile + 1 < tiles_m ? tile + 1 : walk.first_tile;
+            auto load_next = [&] {
+                if (next_head < walk.end_head) load_queries(next_head, next_tile);
+            };
+            step(head, tile, tile < walk.unmasked, load_next);
+            head = next_head, tile = next_tile;
+        }
+        if (args.parts > 1) {
+            store_part(dv, args.dv ? args.dv_parts : nullptr);
+            store_part(dk, args.dk ? args.dk_parts : nullptr);
+            return;
         }
         unsigned spoilt = store(dv, 1, args.dv, args.dv_stride, args.head_dim_v);
         spoilt |= store(dk, args.scale, args.dk, args.dk_stride, args.head_dim);
@@ -247,7 +260,8 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
         spoilt = any_lane(spoilt);
         __syncwarp();
         for (int row = 0; row < WARP_N; row++)
-            if (spoilt >> row & 1) repair_dk_dv_row<T>(args, batch, head_kv, first_key + warp * WARP_N + row);
+            if (spoilt >> row & 1)
+                repair_dk_dv_row<T>(args, walk.batch, head_kv_of(args, walk.unit), walk.first_key + warp * WARP_N + row);
     }
 
     static __device__ __forceinline__ unsigned any_lane(unsigned x) {

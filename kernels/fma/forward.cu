@@ -9,6 +9,7 @@
 #include <math_constants.h>
 
 #include "attention.h"
+#include "common/order.cuh"
 #include "common/repair.cuh"
 #include "common/row.cuh"
 #include "fma/table.h"
@@ -95,7 +96,7 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
 #pragma unroll 1
         for (int part = 0; part < K_SLABS; part++) {
             const float *k = next_slab() + col_lane * 32;
-            multiply_transposed<BLOCK_M, COL_LANES>(scores, q + part * BLOCK_M * 32, k, Interleaved::of(col_lane));
+            multiply_transposed<BLOCK_M, COL_LANES, true>(scores, q + part * BLOCK_M * 32, k, Interleaved::of(col_lane));
         }
         if (!args.negative) return;
 #pragma unroll
@@ -188,9 +189,9 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
 
     __device__ __forceinline__ void run() {
         int tiles = (args.seq_q + BLOCK_M - 1) / BLOCK_M;
-        int number = blockIdx.x % tiles, pair = blockIdx.x / tiles;
-        int batch = pair / args.heads, head = pair % args.heads, head_kv = head / args.group;
-        first_row = (args.causal ? tiles - 1 - number : number) * BLOCK_M; /* the longest first */
+        Order order = order_of_block(tiles, args.batch * args.heads, args.causal);
+        int batch = order.unit / args.heads, head = order.unit % args.heads, head_kv = head / args.group;
+        first_row = (args.causal ? tiles - 1 - order.tile : order.tile) * BLOCK_M; /* the longest first */
         if (!OUTPUT && !statistics_needed(args, batch, head, first_row, BLOCK_M)) return;
         const T *q = row_of<T>(args.q, args.q_stride, batch, head, 0);
         k = row_of<T>(args.k, args.k_stride, batch, head_kv, 0);

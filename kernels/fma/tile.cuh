@@ -176,23 +176,46 @@ template <int N> __device__ __forceinline__ void load_neighbours(float (&x)[N], 
 }
 
 /* multiply_panel with a transposed, the panel's 32 columns being rows of A_ROWS floats; a: the first of the lane's rows.
- * Neighbouring rows lie in registers of different banks, so that most multiply-adds read their operands in one cycle. */
-template <int A_ROWS, int B_STEP, int MI, int NI>
+ * Neighbouring rows lie in registers of different banks, so that most multiply-adds read their operands in one cycle. Rows
+ * are taken to and fro: where they turn, the next multiply-add finds its row among the operands of the last one. HOLD_B: a
+ * chunk of all rows of b is held, and one column of a, else the other way round; which is faster was measured. */
+template <int A_ROWS, int B_STEP, bool HOLD_B, int MI, int NI>
 __device__ __forceinline__ void multiply_transposed(float (&c)[MI][NI], const float *a, const float *b, int b_key) {
+    auto column = [](float4 y, int e) { return e == 0 ? y.x : e == 1 ? y.y : e == 2 ? y.z : y.w; };
 #pragma unroll 2
     for (int chunk = 0; chunk < 8; chunk++) {
-        float4 y[NI];
+        const float *from = b + (chunk ^ b_key) * 4;
+        if constexpr (HOLD_B) {
+            float4 y[NI];
 #pragma unroll
-        for (int n = 0; n < NI; n++) y[n] = four(b + n * B_STEP * 32 + (chunk ^ b_key) * 4);
+            for (int n = 0; n < NI; n++) y[n] = four(from + n * B_STEP * 32);
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            float x[MI];
-            load_neighbours(x, a + (chunk * 4 + e) * A_ROWS);
+            for (int e = 0; e < 4; e++) {
+                float x[MI];
+                load_neighbours(x, a + (chunk * 4 + e) * A_ROWS);
 #pragma unroll
-            for (int n = 0; n < NI; n++)
+                for (int n = 0; n < NI; n++)
 #pragma unroll
-                for (int i = 0; i < MI; i++)
-                    c[i][n] = fmaf(x[i], e == 0 ? y[n].x : e == 1 ? y[n].y : e == 2 ? y[n].z : y[n].w, c[i][n]);
+                    for (int i = 0; i < MI; i++) {
+                        int row = n % 2 ? MI - 1 - i : i;
+                        c[row][n] = fmaf(x[row], column(y[n], e), c[row][n]);
+                    }
+            }
+        } else {
+            float x[4][MI];
+#pragma unroll
+            for (int e = 0; e < 4; e++) load_neighbours(x[e], a + (chunk * 4 + e) * A_ROWS);
+#pragma unroll
+            for (int n = 0; n < NI; n++) {
+                float4 y = four(from + n * B_STEP * 32);
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+#pragma unroll
+                    for (int i = 0; i < MI; i++) {
+                        int row = e % 2 ? MI - 1 - i : i;
+                        c[row][n] = fmaf(x[e][row], column(y, e), c[row][n]);
+                    }
+            }
         }
     }
 }
@@ -274,9 +297,9 @@ __device__ __forceinline__ void store_transposed(float *tile, const float (&x)[M
     }
 }
 
-/* multiply_outer with x transposed, of X_ROWS rows, of which the lane has those from `row` on. */
+/* multiply_outer with x transposed, of X_ROWS rows, of which the lane has those from first_row on. */
 template <int X_ROWS, int Y_ROWS, int COUNT, int LANES, typename YKey, int MI, int DI>
-__device__ __forceinline__ void multiply_outer_transposed(float (&c)[MI][DI], const float *x, int row, int first,
+__device__ __forceinline__ void multiply_outer_transposed(float (&c)[MI][DI], const float *x, int first_row, int first,
                                                           const float *y, int column_lane) {
     using Mine = Columns<DI, LANES>;
     int chunk = column_lane * Mine::VEC / 4;
@@ -284,12 +307,15 @@ __device__ __forceinline__ void multiply_outer_transposed(float (&c)[MI][DI], co
 #pragma unroll 8
     for (int n = 0; n < COUNT; n++) {
         float a[MI], b[DI];
-        load_neighbours(a, x + transposed_at<X_ROWS>(row, first + n));
+        load_neighbours(a, x + transposed_at<X_ROWS>(first_row, first + n));
         load_columns<Y_ROWS, Mine>(b, y + n * 32 + (chunk % 8 ^ YKey::of(n)) * 4);
 #pragma unroll
         for (int d = 0; d < DI; d++)
 #pragma unroll
-            for (int i = 0; i < MI; i++) c[i][d] = fmaf(a[i], b[d], c[i][d]);
+            for (int i = 0; i < MI; i++) {
+                int row = d % 2 ? MI - 1 - i : i;
+                c[row][d] = fmaf(a[row], b[d], c[row][d]);
+            }
     }
 }
 

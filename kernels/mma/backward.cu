@@ -8,6 +8,7 @@
 #include "common/repair.cuh"
 #include "common/row.cuh"
 #include "common/turn.cuh"
+#include "common/walk.cuh"
 #include "mma/table.h"
 #include "mma/tile.cuh"
 #include "ptx/atomic.cuh"
@@ -33,12 +34,6 @@ template <int BLOCK_ROWS, int BLOCK_COLUMNS, int WARPS, int ROWS> struct Share {
     }
 };
 
-/* The address of the thread's part of a block, whole rows and whole chunk pairs away from the tile's start. */
-template <typename Shape> __device__ __forceinline__ uint32_t moved(uint32_t lane, int row, int column) {
-    int chunk = column / 8;
-    return (lane ^ chunk % Shape::CHUNKS * 16) + (chunk / Shape::CHUNKS * Shape::ROWS + row) * Shape::PANEL * 2;
-}
-
 template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS> struct Backward {
     static constexpr int WARPS = THREADS / 32;
     using QTile = Tile<BLOCK_M, DIM>; /* and dO's */
@@ -54,12 +49,14 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
     const cuflash_attention_args &args;
     unsigned char *shared;
     uint32_t base;
-    int lane, first_key, batch, head_kv;
+    int lane;
+    Walk walk;
 
     float dk[Keys::MI][Keys::NI][4] = {}, dv[Keys::MI][Keys::NI][4] = {};
 
     __device__ __forceinline__ Backward(const cuflash_attention_args &args, unsigned char *shared)
-        : args(args), shared(shared), base(ptx::shared_address(shared)), lane(threadIdx.x % 32) {
+        : args(args), shared(shared), base(ptx::shared_address(shared)), lane(threadIdx.x % 32),
+          walk(walk_of_block<BLOCK_M, BLOCK_N>(args)) {
     }
 
     /* c += A B; load_left and load_right load fragments at a row or column and a 16-element step of k. */
@@ -86,8 +83,8 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
 
     __device__ __forceinline__ void load_queries(int head, int tile, int stage) {
         uint32_t to = base + Q_AT + stage * STAGE_BYTES;
-        const T *q = row_of<T>(args.q, args.q_stride, batch, head, 0),
-                *d_o = row_of<T>(args.d_o, args.d_o_stride, batch, head, 0);
+        const T *q = row_of<T>(args.q, args.q_stride, walk.batch, head, 0),
+                *d_o = row_of<T>(args.d_o, args.d_o_stride, walk.batch, head, 0);
         load_tile<QTile, THREADS>(to, q, args.q_stride.seq, tile * BLOCK_M, args.seq_q, args.head_dim, args.vector);
         load_tile<QTile, THREADS>(to + QTile::BYTES, d_o, args.d_o_stride.seq, tile * BLOCK_M, args.seq_q, args.head_dim_v,
                                   args.vector);
@@ -113,8 +110,8 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
 
     /* dk or dv += X^T Y: X is the tile of P or dS, Y that of Q or dO. */
     __device__ __forceinline__ void add_keys(float (&c)[Keys::MI][Keys::NI][4], uint32_t x, uint32_t y) {
-        uint32_t a = ptx::anew(moved<STile>(lane_b<STile>(x), 0, Keys::row()));
-        uint32_t b = ptx::anew(moved<QTile>(lane_a<QTile>(y), 0, Keys::column()));
+        uint32_t a = ptx::anew(block_address<STile>(lane_b<STile>(x), 0, Keys::row() / 8));
+        uint32_t b = ptx::anew(block_address<QTile>(lane_a<QTile>(y), 0, Keys::column() / 8));
         multiply<Keys, BLOCK_M>(
             c, [&](uint32_t(&r)[4], int column, int k) { load_a_trans<STile>(r, a, k * 16, column / 8); },
             [&](uint32_t(&r)[4], int column, int k) { load_b_trans<QTile>(r, b, k * 16, column / 8); });
@@ -124,7 +121,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
     __device__ __forceinline__ void add_queries(float *sum) {
         float c[Queries::MI][Queries::NI][4] = {};
         uint32_t a = ptx::anew(lane_a<STile>(base + DS_AT) + Queries::row() * STile::PANEL * 2);
-        uint32_t b = ptx::anew(moved<KTile>(lane_a<KTile>(base), 0, Queries::column()));
+        uint32_t b = ptx::anew(block_address<KTile>(lane_a<KTile>(base), 0, Queries::column() / 8));
         multiply<Queries, BLOCK_N>(
             c, [&](uint32_t(&r)[4], int row, int k) { load_a<STile>(r, a, row, 2 * k); },
             [&](uint32_t(&r)[4], int column, int k) { load_b_trans<KTile>(r, b, k * 16, column / 8); });
@@ -154,7 +151,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 int query = tile * BLOCK_M + Scores::row() + i * 16 + half * 8 + lane / 4;
-                int left = visible_keys(args, query) - first_key - Scores::column() - lane % 4 * 2;
+                int left = visible_keys(args, query) - walk.first_key - Scores::column() - lane % 4 * 2;
 #pragma unroll
                 for (int n = 0; n < Scores::NI; n++)
 #pragma unroll
@@ -163,21 +160,20 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
             }
     }
 
-    /* P and dS of the tile, to shared memory. */
-    template <bool MASKED> __device__ __forceinline__ void make_scores(int head, int tile, int stage) {
-        uint32_t q_tile = base + Q_AT + stage * STAGE_BYTES;
-        float offset[Scores::MI][2], delta[Scores::MI][2];
-        const float zero[Scores::MI][2] = {};
+    /* What a row's scores are made to probabilities with, and its delta. */
+    __device__ __forceinline__ void load_rows(float (&offset)[Scores::MI][2], float (&delta)[Scores::MI][2], int head,
+                                              int tile) {
 #pragma unroll
         for (int i = 0; i < Scores::MI; i++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                int64_t row = row_number(args, batch, head, tile * BLOCK_M + Scores::row() + i * 16 + half * 8 + lane / 4);
+                int64_t row = row_number(args, walk.batch, head, tile * BLOCK_M + Scores::row() + i * 16 + half * 8 + lane / 4);
                 offset[i][half] = fmaf(args.row_max[row], args.scale_log2, args.row_log[row]);
                 delta[i][half] = args.row_delta[row];
             }
-        float p[Scores::MI][Scores::NI][4], ds[Scores::MI][Scores::NI][4];
-        multiply_rows(p, q_tile, base, zero);
+    }
+
+    __device__ __forceinline__ void exponentiate(float (&p)[Scores::MI][Scores::NI][4], const float (&offset)[Scores::MI][2]) {
         float factor = args.negative ? -args.scale_log2 : args.scale_log2;
 #pragma unroll
         for (int i = 0; i < Scores::MI; i++)
@@ -185,6 +181,17 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
             for (int n = 0; n < Scores::NI; n++)
 #pragma unroll
                 for (int e = 0; e < 4; e++) p[i][n][e] = ptx::exp2_approx(fmaf(p[i][n][e], factor, -offset[i][e / 2]));
+    }
+
+    /* P and dS of the tile, to shared memory. */
+    template <bool MASKED> __device__ __forceinline__ void make_scores(int head, int tile, int stage) {
+        uint32_t q_tile = base + Q_AT + stage * STAGE_BYTES;
+        float offset[Scores::MI][2], delta[Scores::MI][2];
+        const float zero[Scores::MI][2] = {};
+        load_rows(offset, delta, head, tile);
+        float p[Scores::MI][Scores::NI][4], ds[Scores::MI][Scores::NI][4];
+        multiply_rows(p, q_tile, base, zero);
+        exponentiate(p, offset);
         if (MASKED) mask(p, tile);
         put(P_AT, p);
         multiply_rows(ds, q_tile + QTile::BYTES, base + V_AT, delta);
@@ -213,35 +220,55 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
                         pack<T>(c[i][n][half * 2] * factor, c[i][n][half * 2 + 1] * factor);
                 }
         __syncthreads();
-        T *to = row_of<T>(array, stride, batch, head_kv, 0);
-        store_tile<KTile>(shared + at, 0, BLOCK_N, to, stride.seq, first_key, args.seq_k, dim, args.vector, threadIdx.x,
+        T *to = row_of<T>(array, stride, walk.batch, head_kv_of(args, walk.unit), 0);
+        store_tile<KTile>(shared + at, 0, BLOCK_N, to, stride.seq, walk.first_key, args.seq_k, dim, args.vector, threadIdx.x,
                           THREADS);
     }
 
+    /* The block's share of dk or dv. */
+    __device__ __forceinline__ void store_part(const float (&c)[Keys::MI][Keys::NI][4], float *parts) {
+        if (!parts) return;
+#pragma unroll
+        for (int i = 0; i < Keys::MI; i++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int key = walk.first_key + Keys::row() + i * 16 + half * 8 + lane / 4;
+                if (key >= args.seq_k) continue;
+                float *row = partial_row(args, parts, walk.unit, key) + lane % 4 * 2;
+#pragma unroll
+                for (int n = 0; n < Keys::NI; n++)
+                    *reinterpret_cast<float2 *>(row + Keys::column() + Keys::step(n)) =
+                        make_float2(c[i][n][half * 2], c[i][n][half * 2 + 1]);
+            }
+    }
+
+    /* Where the walk begins with every head, and whether some query of a tile does not see all keys. One of the two is kept in
+     * a register, the other is computed when it is needed: which one was found by measurement. */
+    __device__ __forceinline__ int first_tile() const {
+        return DIM > 128 ? walk.first_tile : first_query(args, walk.first_key) / BLOCK_M;
+    }
+    __device__ __forceinline__ bool is_masked(int tile) const {
+        if (DIM <= 128) return tile < walk.unmasked;
+        return tile * BLOCK_M < first_query(args, walk.first_key + BLOCK_N - 1) || walk.first_key + BLOCK_N > args.seq_k;
+    }
+
     __device__ __forceinline__ void run() {
-        int tiles_n = (args.seq_k + BLOCK_N - 1) / BLOCK_N, tiles_m = args.rows / BLOCK_M;
-        int pair = blockIdx.x / tiles_n;
-        first_key = blockIdx.x % tiles_n * BLOCK_N; /* causal: the first keys are seen by the most queries */
-        batch = pair / args.heads_kv, head_kv = pair % args.heads_kv;
-        int first_tile = first_query(args, first_key) / BLOCK_M;
-        int unmasked =
-            (first_query(args, first_key + BLOCK_N - 1) + BLOCK_M - 1) / BLOCK_M; /* from here on queries see all keys */
-        if (first_key + BLOCK_N > args.seq_k) unmasked = tiles_m;
-        const T *k = row_of<T>(args.k, args.k_stride, batch, head_kv, 0),
-                *v = row_of<T>(args.v, args.v_stride, batch, head_kv, 0);
-        int tile = first_tile, head = head_kv * args.group, end = first_tile < tiles_m ? head + args.group : head, stage = 0;
-        if (head < end) {
-            load_tile<KTile, THREADS>(base, k, args.k_stride.seq, first_key, args.seq_k, args.head_dim, args.vector);
-            load_tile<KTile, THREADS>(base + V_AT, v, args.v_stride.seq, first_key, args.seq_k, args.head_dim_v, args.vector);
+        int tiles_m = args.rows / BLOCK_M, tile = walk.first_tile, head = walk.head, stage = 0;
+        const T *k = row_of<T>(args.k, args.k_stride, walk.batch, head_kv_of(args, walk.unit), 0),
+                *v = row_of<T>(args.v, args.v_stride, walk.batch, head_kv_of(args, walk.unit), 0);
+        if (head < walk.end_head) {
+            load_tile<KTile, THREADS>(base, k, args.k_stride.seq, walk.first_key, args.seq_k, args.head_dim, args.vector);
+            load_tile<KTile, THREADS>(base + V_AT, v, args.v_stride.seq, walk.first_key, args.seq_k, args.head_dim_v,
+                                      args.vector);
             load_queries(head, tile, 0);
         }
-        while (head < end) {
-            bool masked = tile < unmasked;
+        while (head < walk.end_head) {
+            bool masked = is_masked(tile);
             int this_head = head, this_tile = tile;
-            if (++tile == tiles_m) tile = first_tile, head++;
+            if (++tile == tiles_m) tile = first_tile(), head++;
             ptx::cp_async_wait<0>();
             __syncthreads();
-            if (STAGES == 2 && head < end) load_queries(head, tile, stage ^ 1);
+            if (STAGES == 2 && head < walk.end_head) load_queries(head, tile, stage ^ 1);
             if (masked)
                 make_scores<true>(this_head, this_tile, stage);
             else
@@ -250,30 +277,35 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
             uint32_t q_tile = base + Q_AT + stage * STAGE_BYTES;
             add_keys(dv, base + P_AT, q_tile + QTile::BYTES);
             if (args.dq_sum) {
-                int64_t slab = static_cast<int64_t>(batch) * args.heads + this_head;
+                int64_t slab = static_cast<int64_t>(walk.batch) * args.heads + this_head;
                 int32_t *turn = args.turn ? args.turn + slab * tiles_m + this_tile : nullptr;
-                if (turn) await_turn(turn, first_key / BLOCK_N);
+                if (turn) await_turn(turn, walk.first_key / BLOCK_N);
                 add_queries(args.dq_sum + (slab * tiles_m + this_tile) * (BLOCK_M * DIM));
-                if (turn) end_turn(turn, first_key / BLOCK_N);
+                if (turn) end_turn(turn, walk.first_key / BLOCK_N);
             }
             add_keys(dk, base + DS_AT, q_tile);
             if (STAGES == 2) {
                 stage ^= 1;
-            } else if (head < end) {
+            } else if (head < walk.end_head) {
                 __syncthreads();
                 load_queries(head, tile, 0);
             }
         }
         ptx::cp_async_wait<0>();
         __syncthreads();
+        if (args.parts > 1) {
+            store_part(dv, args.dv ? args.dv_parts : nullptr);
+            store_part(dk, args.dk ? args.dk_parts : nullptr);
+            return;
+        }
         store(dv, V_AT, 1, args.dv, args.dv_stride, args.head_dim_v);
         store(dk, 0, args.scale, args.dk, args.dk_stride, args.head_dim);
         if (!args.causal) return;
         __syncthreads();
-        for (int row = threadIdx.x / 32; row < BLOCK_N && first_key + row < args.seq_k; row += WARPS) {
+        for (int row = threadIdx.x / 32; row < BLOCK_N && walk.first_key + row < args.seq_k; row += WARPS) {
             bool spoilt = args.dk && row_has_nan<KTile, T>(shared, row);
             spoilt |= args.dv && row_has_nan<KTile, T>(shared + V_AT, row);
-            if (spoilt) repair_dk_dv_row<T>(args, batch, head_kv, first_key + row);
+            if (spoilt) repair_dk_dv_row<T>(args, walk.batch, head_kv_of(args, walk.unit), walk.first_key + row);
         }
     }
 };

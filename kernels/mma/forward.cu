@@ -4,6 +4,7 @@
 #include <math_constants.h>
 
 #include "attention.h"
+#include "common/order.cuh"
 #include "common/repair.cuh"
 #include "common/row.cuh"
 #include "mma/table.h"
@@ -146,7 +147,7 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
                     for (int e = 0; e < 2; e++)
                         scores[i][n][half * 2 + e] = fmaf(scores[i][n][half * 2 + e], args.scale_log2, -offset);
             }
-        if (LAZY > 0 && !__any_sync(0xffffffff, any_moved)) return;
+        if (!__any_sync(0xffffffff, any_moved)) return;
 #pragma unroll
         for (int i = 0; i < MI; i++)
 #pragma unroll
@@ -237,6 +238,7 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
     /* Through shared memory, where a warp's rows of Q were: only that warp has read them. */
     __device__ __forceinline__ void store_output() {
         bool spoilt = false;
+        __syncwarp();
 #pragma unroll
         for (int i = 0; i < MI; i++)
 #pragma unroll
@@ -261,9 +263,9 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
 
     __device__ __forceinline__ void run() {
         int tiles = (args.seq_q + BLOCK_M - 1) / BLOCK_M;
-        int number = blockIdx.x % tiles, pair = blockIdx.x / tiles;
-        int batch = pair / args.heads, head = pair % args.heads, head_kv = head / args.group;
-        first_row = (args.causal ? tiles - 1 - number : number) * BLOCK_M; /* the longest first */
+        Order order = order_of_block(tiles, args.batch * args.heads, args.causal);
+        int batch = order.unit / args.heads, head = order.unit % args.heads, head_kv = head / args.group;
+        first_row = (args.causal ? tiles - 1 - order.tile : order.tile) * BLOCK_M; /* the longest first */
         const T *q = row_of<T>(args.q, args.q_stride, batch, head, 0);
         if (threadIdx.x == 0) {
             place.k = row_of<T>(args.k, args.k_stride, batch, head_kv, 0);

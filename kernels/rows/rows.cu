@@ -1,11 +1,11 @@
-/* What a backward needs of every query row before its main kernel: the sum of o * d_o, the log-sum-exp in the main kernel's
- * terms, and a cleared accumulator of dq. A block takes some rows of one head; a row is read by as many lanes as it has
- * pieces of 16 bytes. */
+/* What a backward does row by row, around its main kernel. */
 #include <math_constants.h>
 
 #include "attention.h"
+#include "common/repair.cuh"
 #include "common/row.cuh"
 #include "common/type.cuh"
+#include "common/walk.cuh"
 #include "rows/table.h"
 
 namespace cuflash {
@@ -44,6 +44,8 @@ __device__ __forceinline__ void use_lse(const cuflash_attention_args &args, int 
     args.row_log[at] = empty ? 0 : lse * 1.4426950408889634f;
 }
 
+/* Before it, of every query row: the sum of o * d_o, the log-sum-exp in the main kernel's terms, and a cleared accumulator of
+ * dq. A block takes some rows of one head; a row is read by as many lanes as it has pieces of 16 bytes. */
 template <typename T> __device__ __forceinline__ void begin(const cuflash_attention_args &args) {
     constexpr int EACH = 16 / sizeof(T);
     int groups = (args.rows + CUFLASH_ROWS_PER_BLOCK - 1) / CUFLASH_ROWS_PER_BLOCK;
@@ -76,12 +78,64 @@ template <typename T> __device__ __forceinline__ void begin(const cuflash_attent
     for (int i = threadIdx.x; i < count; i += CUFLASH_ROWS_THREADS) sum[i] = make_float4(0, 0, 0, 0);
 }
 
+/* A row of dk or dv from its parts, added in their order. For a whole warp, which takes 4 elements a lane at a time; says
+ * whether there is a NaN. */
+template <typename T>
+__device__ __forceinline__ bool sum_row(const cuflash_attention_args &args, float *parts, float factor, void *array,
+                                        const cuflash_kernel_strides &stride, int dim, int batch, int head_kv, int key) {
+    bool spoilt = false;
+    if (!array) return false;
+    const float *from = partial_row(args, parts, (batch * args.heads_kv + head_kv) * args.parts, key);
+    int64_t step = static_cast<int64_t>(args.seq_k) * args.dim_padded;
+    T *to = row_of<T>(array, stride, batch, head_kv, key);
+    for (int d = threadIdx.x % 32 * 4; d < dim; d += 128) {
+        float x[4] = {};
+#pragma unroll 4
+        for (int part = 0; part < args.parts; part++) {
+            float4 y = __ldcs(reinterpret_cast<const float4 *>(from + part * step + d));
+            x[0] += y.x, x[1] += y.y, x[2] += y.z, x[3] += y.w;
+        }
+        alignas(16) T out[4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            x[e] *= factor, out[e] = from_float<T>(x[e]);
+            spoilt |= x[e] != x[e];
+        }
+        if (args.vector) {
+            if (sizeof(T) == 4)
+                *reinterpret_cast<float4 *>(to + d) = *reinterpret_cast<const float4 *>(out);
+            else
+                *reinterpret_cast<uint2 *>(to + d) = *reinterpret_cast<const uint2 *>(out);
+        } else {
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                if (d + e < dim) to[d + e] = out[e];
+        }
+    }
+    return __any_sync(0xffffffff, spoilt);
+}
+
+/* After it, where parts were made: dk and dv of every key, a warp a key. */
+template <typename T> __device__ __forceinline__ void sum(const cuflash_attention_args &args) {
+    int64_t row = static_cast<int64_t>(blockIdx.x) * (CUFLASH_ROWS_THREADS / 32) + threadIdx.x / 32;
+    int64_t pair = row / args.seq_k;
+    int batch = pair / args.heads_kv, head_kv = pair % args.heads_kv, key = row % args.seq_k;
+    if (batch >= args.batch) return;
+    bool spoilt = sum_row<T>(args, args.dv_parts, 1, args.dv, args.dv_stride, args.head_dim_v, batch, head_kv, key);
+    spoilt |= sum_row<T>(args, args.dk_parts, args.scale, args.dk, args.dk_stride, args.head_dim, batch, head_kv, key);
+    if (args.causal && spoilt) repair_dk_dv_row<T>(args, batch, head_kv, key);
+}
+
 } // namespace cuflash
 
 #define KERNEL(type, suffix)                                                                                                   \
     extern "C" __global__ void __launch_bounds__(CUFLASH_ROWS_THREADS)                                                         \
         cuflash_rows_begin_##suffix(const __grid_constant__ cuflash_attention_args args) {                                     \
         cuflash::begin<type>(args);                                                                                            \
+    }                                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(CUFLASH_ROWS_THREADS)                                                         \
+        cuflash_rows_sum_##suffix(const __grid_constant__ cuflash_attention_args args) {                                       \
+        cuflash::sum<type>(args);                                                                                              \
     }
 KERNEL(float, f32)
 KERNEL(__half, f16)

@@ -122,7 +122,9 @@ static void test_plans(void) {
                 long launches = fake.launches();
                 CHECK_OK(pass ? cuflash_attention_backward(&p.a) : cuflash_attention_forward(&p.a));
                 if (pass) {
-                    CHECK_F(fake.launches() == launches + 3 + (dtype == CUFLASH_FLOAT32), "got %ld launches",
+                    /* so few blocks share out the two query heads of a group, and their sums are added up */
+                    CHECK_F(strstr(plan, ", 2 to the query heads of a group"), "the plan:\n%s", plan);
+                    CHECK_F(fake.launches() == launches + 4 + (dtype == CUFLASH_FLOAT32), "got %ld launches",
                             fake.launches() - launches);
                 } else {
                     CHECK(fake.launches() == launches + 1);
@@ -146,7 +148,8 @@ static void test_workspace(void) {
     CHECK_OK(cuflash_attention_workspace(&p.a, CUFLASH_FORWARD, &bytes));
     CHECK(bytes == 0);
     REQUIRE_OK(cuflash_attention_workspace(&p.a, CUFLASH_BACKWARD, &bytes));
-    CHECK(bytes >= 2 * 4 * 100 * 64 * sizeof(float) && bytes < 2 * 4 * 300 * 80 * sizeof(float));
+    size_t dq = 2 * 4 * 100 * 64, parts = 2 * (2 * 4 * 300 * 64); /* floats; parts of dk and of dv, a query head each */
+    CHECK(bytes >= (dq + parts) * sizeof(float) && bytes < (2 * dq + parts) * sizeof(float));
     REQUIRE_OK(cuflash_memory_reset_peak(0));
     int64_t live = stats(0).live_bytes;
     CHECK_OK(cuflash_attention_backward(&p.a));

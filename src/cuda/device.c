@@ -33,9 +33,9 @@ static cuflash_status check_available(int device) {
         return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
                             "device: expected CUFLASH_CPU (-1) or a CUDA device's ordinal (0, 1, ...), got %d", device);
     if (cuflash_kernels_toolkit == 0)
-        return cuflash_fail(CUFLASH_CUDA_ERROR,
-                            "device cuda:%d: this build of cuflash has no CUDA kernels (nvcc was not found when it was built)",
-                            device);
+        return cuflash_fail(
+            CUFLASH_CUDA_ERROR,
+            "device cuda:%d: this build of cuflash has no CUDA kernels (built without nvcc, or with CUFLASH_CUDA=OFF)", device);
     const char *reason;
     cuda = cuflash_cuda_get_driver(&reason);
     if (!cuda) return cuflash_fail(CUFLASH_CUDA_ERROR, "device cuda:%d: %s", device, reason);

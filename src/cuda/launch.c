@@ -111,21 +111,36 @@ static cuflash_status check_sizes(const cuflash_problem *p) {
 
 /* The parts of a backward's workspace, each 256-byte aligned. */
 typedef struct {
-    size_t row_max, row_log, row_delta, dq_sum, turn, bytes;
+    size_t row_max, row_log, row_delta, dq_sum, dk_parts, dv_parts, turn, bytes;
 } layout;
 
 static layout lay_out(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
     size_t rows = (size_t)(p->batch * p->heads * plan->rows), at = 0;
+    size_t keys = plan->parts > 1 ? (size_t)(plan->parts * p->batch * p->heads_kv * p->seq_k) : 0;
     layout l;
 #define PART(name, size) l.name = at, at += ((size) + 255) / 256 * 256
     PART(row_max, rows * sizeof(float));
     PART(row_log, rows * sizeof(float));
     PART(row_delta, rows * sizeof(float));
     PART(dq_sum, rows * (size_t)plan->row.dim * sizeof(float));
+    PART(dk_parts, keys * (size_t)plan->row.dim * sizeof(float));
+    PART(dv_parts, keys * (size_t)plan->row.dim * sizeof(float));
     PART(turn, p->deterministic ? rows / (size_t)plan->row.block_m * sizeof(int32_t) : 0);
 #undef PART
     l.bytes = at;
     return l;
+}
+
+/* One block can walk all query heads of a KV head, and write dk and dv at once. Where that leaves too few blocks for all
+ * multiprocessors to end at about the same time, heads are dealt out to more. */
+static void deal_out_heads(cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    const cuflash_kernel_row *row = &plan->row;
+    int64_t group = p->heads / p->heads_kv;
+    int64_t waves = p->causal ? 5 : 3; /* measured: docs/kernels/mma.md */
+    int64_t wanted = waves * cuflash_cuda_get_properties(p->device)->multiprocessors * (row->blocks ? row->blocks : 1);
+    int64_t each = divide_up(plan->blocks * group, wanted); /* heads to a block */
+    plan->parts = each < group ? divide_up(group, each ? each : 1) : 1;
+    plan->blocks *= plan->parts;
 }
 
 cuflash_status cuflash_cuda_plan_make(cuflash_cuda_plan *plan, const cuflash_problem *p, cuflash_pass pass,
@@ -145,6 +160,7 @@ cuflash_status cuflash_cuda_plan_make(cuflash_cuda_plan *plan, const cuflash_pro
     CUFLASH_TRY(choose_row(plan->family->backward, p, device, &plan->row));
     plan->blocks = divide_up(p->seq_k, plan->row.block_n) * p->heads_kv * p->batch;
     plan->rows = divide_up(p->seq_q, plan->row.block_m) * plan->row.block_m;
+    deal_out_heads(plan, p);
     *workspace_bytes = lay_out(plan, p).bytes;
     return CUFLASH_SUCCESS;
 }
@@ -166,7 +182,8 @@ void cuflash_cuda_plan_describe(const cuflash_cuda_plan *plan, const cuflash_pro
                                 size_t size) {
     const cuflash_cuda_properties *device = cuflash_cuda_get_properties(p->device);
     const cuflash_kernel_row *row = &plan->row;
-    char entry[ENTRY_TEXT];
+    char entry[ENTRY_TEXT], parts[64] = "";
+    if (plan->parts > 1) snprintf(parts, sizeof parts, ", %lld to the query heads of a group", (long long)plan->parts);
     snprintf(text, size,
              "device: cuda:%d, %s (sm_%d%d, %d multiprocessors)\n"
              "kernel: %s (%s)\n"
@@ -174,11 +191,11 @@ void cuflash_cuda_plan_describe(const cuflash_cuda_plan *plan, const cuflash_pro
              "stages: %d\n"
              "threads: %d\n"
              "shared memory: %d bytes\n"
-             "grid: %lld blocks%s\n",
+             "grid: %lld blocks%s%s\n",
              p->device, device->name, device->major, device->minor, device->multiprocessors,
              entry_name(entry, plan->family, pass == CUFLASH_FORWARD ? "forward" : "backward", p->dtype, row),
              plan->family->what, row->block_m, row->block_n, row->dim, row->stages, row->threads, row->smem_bytes,
-             (long long)plan->blocks,
+             (long long)plan->blocks, parts,
              pass == CUFLASH_FORWARD ? ""
              : p->deterministic      ? ", which add to dq in a fixed order"
                                      : ", which add to dq in any order");
@@ -273,10 +290,13 @@ static cuflash_status run_backward(call *c, char *workspace) {
     layout l = lay_out(plan, p);
     c->args.rows = (int32_t)plan->rows;
     c->args.dim_padded = row->dim;
+    c->args.parts = (int32_t)plan->parts;
     c->args.row_max = (float *)(workspace + l.row_max);
     c->args.row_log = (float *)(workspace + l.row_log);
     c->args.row_delta = (float *)(workspace + l.row_delta);
     if (p->dq.data) c->args.dq_sum = (float *)(workspace + l.dq_sum);
+    c->args.dk_parts = (float *)(workspace + l.dk_parts);
+    c->args.dv_parts = (float *)(workspace + l.dv_parts);
     if (p->dq.data && p->deterministic) {
         c->args.turn = (int32_t *)(workspace + l.turn);
         CUFLASH_TRY(cuflash_cuda_zero(c->fn, c->args.turn, l.bytes - l.turn, p->stream));
@@ -295,6 +315,12 @@ static cuflash_status run_backward(call *c, char *workspace) {
     entry_name(entry, family, "backward", p->dtype, row);
     CUFLASH_TRY(launch(c, family->backward_fatbin, entry, plan->blocks, row->threads, row->smem_bytes));
 
+    if (plan->parts > 1 && (p->dk.data || p->dv.data)) {
+        snprintf(entry, sizeof entry, "cuflash_rows_sum_%s", dtype_suffix(p->dtype));
+        int64_t keys = p->batch * p->heads_kv * p->seq_k;
+        CUFLASH_TRY(
+            launch(c, &cuflash_fatbin_rows, entry, divide_up(keys, CUFLASH_ROWS_THREADS / 32), CUFLASH_ROWS_THREADS, 0));
+    }
     if (!p->dq.data) return CUFLASH_SUCCESS;
     entry_name(entry, family, "finish", p->dtype, row);
     return launch(c, family->backward_fatbin, entry, p->batch * p->heads * (plan->rows / row->block_m), row->threads, 0);

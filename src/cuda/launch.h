@@ -13,7 +13,8 @@ typedef struct {
     cuflash_kernel_row row;   /* of the pass */
     cuflash_kernel_row stats; /* backward: of the forward kernel that recomputes a row's statistics */
     int64_t blocks;
-    int64_t rows; /* backward: seq_q rounded up to whole tiles */
+    int64_t rows;  /* backward: seq_q rounded up to whole tiles */
+    int64_t parts; /* backward: blocks that share the query heads of a group */
     int64_t stats_blocks;
 } cuflash_cuda_plan;
 

@@ -40,6 +40,8 @@ log=$scratch/build/mma_backward.log
 expect 77 "holds no compiled kernels"
 cp "$scratch/good" "$log"
 expect 0 "16 kernels, as they should be"
+compiled cuflash_gone_forward_f32_d64_64x64 sm_80 255 8 8 >"$(dirname "$log")/gone_forward.log" # of sources that are no more
+expect 0 "16 kernels, as they should be"
 expect 0 "^cuflash_mma_backward_bf16_d64_128x64 +sm_90 +256 +200 +255 +0 +0 +96$"
 sed '/d128_64x64/,$d' "$scratch/good" >"$log"
 expect 1 "cuflash_mma_finish_f16_d128_64x64 is in the launch table, but was not compiled for sm_80"

@@ -91,7 +91,7 @@ local function median(repeats, run)
   run()
   local events, times = {}, {}
   for i = 1, repeats do
-    flush:fill(i)
+    flush:fill_(i)
     local start = cf.cuda.event(flush.device):record()
     run()
     events[i] = {start, cf.cuda.event(flush.device):record()}

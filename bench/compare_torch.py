@@ -17,6 +17,7 @@ import ctypes
 import json
 import math
 import os
+import random
 import statistics
 import sys
 import time
@@ -318,15 +319,16 @@ class CpuClock:
 
 
 def measure(clock, runs, seconds, least, most):
-    """Medians of every run, made in turns."""
-    names = list(runs)
+    """Medians of every run, made in rounds, each in an order of its own: what a run leaves behind, heat above all, is not always
+    the same contender's to bear."""
+    names, shuffled = list(runs), random.Random(1)
     begin = time.perf_counter()
     clock.round(runs.values())  # to warm up
     clock.round(runs.values())
     times = {name: [] for name in names}
     repeats = 0
     while repeats < most and (repeats < least or time.perf_counter() - begin < seconds):
-        order = names[repeats % len(names):] + names[:repeats % len(names)]
+        order = shuffled.sample(names, len(names))
         for name, value in zip(order, clock.round([runs[name] for name in order])):
             times[name].append(value)
         repeats += 1

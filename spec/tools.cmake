@@ -21,6 +21,7 @@ endfunction()
 
 tool(bundle ${CMAKE_CURRENT_SOURCE_DIR}/bundle_test.sh ${PROJECT_BINARY_DIR})
 set_tests_properties(tool.bundle PROPERTIES TIMEOUT 1200)
+tool(bench ${CMAKE_CURRENT_SOURCE_DIR}/bench_test.sh ${PROJECT_BINARY_DIR} $<TARGET_EXISTS:cuflash_kernels>)
 tool(gpu_record ${CMAKE_CURRENT_SOURCE_DIR}/gpu_record_test.sh)
 tool(gpu_record.committed ${CMAKE_CURRENT_SOURCE_DIR}/gpu_record_test.sh committed)
 tool(kernel_report ${CMAKE_CURRENT_SOURCE_DIR}/kernel_report_test.sh)

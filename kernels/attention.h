@@ -39,9 +39,10 @@ typedef struct {
     float scale; /* as given, with its sign: what gradients are scaled by */
     float scale_log2; /* |scale| * log2(e), never 0: what scores are scaled by */
 
-    /* Backward: partial sums of dk, before scaling, and of dv: [batch * heads_kv][parts][seq_k][dim_padded], where more blocks
-     * than one share the query heads of a group. */
-    int32_t parts;
+    /* Backward: a walk is a tile of keys and the queries of its group of heads; all walks after the first `whole` are dealt out
+     * to `parts` blocks each, which write partial sums of dk, before scaling, and of dv: [walks - whole][parts][block_n]
+     * [dim_padded]. */
+    int32_t parts, whole, block_n;
     float *dk_parts, *dv_parts;
 } cuflash_attention_args;
 

@@ -147,7 +147,7 @@ describe("the workspace of attention", function()
       return inputs
     end
     for _, pass in ipairs(passes) do
-      local small, large = workspace_bytes(pass, long(16384)), workspace_bytes(pass, long(65536))
+      local small, large = workspace_bytes(pass, long(2 ^ 17)), workspace_bytes(pass, long(2 ^ 19))
       attention.within(large, 4.5 * small, pass)
     end
   end)

@@ -86,17 +86,34 @@ describe("attention on a CUDA device, while another stream keeps the memory busy
   end
 end)
 
--- ---- Groups ------------------------------------------------------------------------------------------------
+-- ---- Parts -------------------------------------------------------------------------------------------------
 
-describe("query heads of a group, dealt out unevenly to blocks of a CUDA device #gpu", function()
-  -- On most devices two heads to a block, and one that is left.
-  local case = attention.case { name = "uneven groups", heads = 63, heads_kv = 9, seq_q = 700, seq_k = 711, dim = 32, causal = true }
+describe("a backward whose tiles of keys are dealt out to several blocks each #gpu", function()
+  local ALL, LAST, LAST_ONE = " to a tile of keys,", " to each of the last 3 tiles of keys,", " to the last tile of keys,"
+  local multiprocessors = cf.cuda.is_available() and cf.cuda.device_info().multiprocessors or 1
 
-  for _, dtype in ipairs { "float32", "bfloat16" } do
-    on_gpu("have the oracle's gradients: " .. dtype, function()
-      local inputs = make(case, dtype)
-      attention.check(case, dtype, inputs, attention.run(case, inputs))
-    end)
+  -- plan: what the plan says of the grid.
+  local cases = {
+    { name = "heads of a group, unevenly", plan = ALL, heads = 63, heads_kv = 9, seq_q = 700, seq_k = 711, dim = 32, causal = true },
+    { name = "heads of a group, and their queries", plan = ALL, heads = 3, heads_kv = 1, seq_q = 700, seq_k = 150, dim = 64 },
+    { name = "queries", plan = ALL, heads = 2, seq_q = 1100, seq_k = 290, dim = 128, dim_v = 40 },
+    { name = "queries, causal", plan = ALL, heads = 1, batch = 2, seq_q = 1100, seq_k = 1100, dim = 80, causal = true },
+    { name = "more queries than keys, causal", plan = ALL, heads = 2, seq_q = 1100, seq_k = 290, dim = 64, causal = true },
+    { name = "queries of the last tiles", plan = LAST, heads = multiprocessors + 3, seq_q = 520, seq_k = 20, dim = 72 },
+    { name = "queries of a group's last tile", plan = LAST_ONE, batch = 3 * multiprocessors + 1, heads = 2, heads_kv = 1, seq_q = 200,
+      seq_k = 20, dim = 96 },
+  }
+
+  for _, case in ipairs(cases) do
+    case = attention.case(case)
+    for _, dtype in ipairs { "float32", "bfloat16" } do
+      on_gpu(("has the oracle's gradients: %s, %s"):format(case.name, dtype), function()
+        local inputs = make(case, dtype)
+        local grid = cf.explain(inputs.q, inputs.k, inputs.v, { causal = case.causal }).backward.grid
+        assert.is_truthy(grid:find(case.plan, 1, true), grid)
+        attention.check(case, dtype, inputs, attention.run(case, inputs))
+      end)
+    end
   end
 end)
 
@@ -283,11 +300,12 @@ describe("the plan of attention on a CUDA device #gpu", function()
   on_gpu("shows device, kernel, tile, stages, threads, shared memory and grid", function()
     local info = cf.cuda.device_info()
     for _, dtype in ipairs(attention.dtypes) do
-      local family = dtype ~= "float32" and info.compute >= 80 and "mma" or "fma"
       local suffix = ({ float32 = "f32", float16 = "f16", bfloat16 = "bf16" })[dtype]
       for _, dim in ipairs { 1, 31, 32, 64, 96, 128, 160, 192, 256 } do
         local plan = explain(dtype, dim)
         for pass, lines in pairs { forward = plan.forward, backward = plan.backward } do
+          local family = info.compute < 80 and "fma" or dtype ~= "float32" and "mma" or pass == "forward" and "tf32" or "fma"
+          if family == "tf32" and dim > 128 and lines.kernel:find "_fma_" then family = "fma" end -- not enough shared memory
           local what = ("%s, head dim %d, %s:\n%s"):format(dtype, dim, pass, tostring(plan))
           assert.are.equal(("cuda:0, %s (sm_%d, %d multiprocessors)"):format(info.name, info.compute, info.multiprocessors), lines.device)
           local width, block_m, block_n = lines.kernel:match(("^cuflash_%s_%s_%s_d(%%d+)_(%%d+)x(%%d+) %%("):format(family, pass, suffix))
@@ -299,9 +317,10 @@ describe("the plan of attention on a CUDA device #gpu", function()
           local shared = tonumber(lines["shared memory"]:match "^(%d+) bytes$")
           assert.is_true(shared > 0 and shared <= info.shared_bytes, what)
           local blocks = pass == "forward" and math.ceil(300 / block_m) * 6 * 2 or math.ceil(500 / block_n) * 3 * 2
-          local parts = tonumber(lines.grid:match ", (%d+) to the query heads of a group" or 1)
-          assert.is_true(parts <= (pass == "forward" and 1 or 2), what)
-          assert.are.equal(blocks * parts, tonumber(lines.grid:match "^(%d+) blocks"), what)
+          local parts = lines.grid:match ", (%d+) to " or 1
+          local last = lines.grid:match " to each of the last (%d+) tiles" or lines.grid:find " to the last tile" and 1 or blocks
+          assert.is_true(tonumber(parts) == 1 or pass == "backward", what)
+          assert.are.equal(blocks + (parts - 1) * last, tonumber(lines.grid:match "^(%d+) blocks"), what)
         end
       end
     end
@@ -348,13 +367,23 @@ describe("the plan of attention on a CUDA device #gpu", function()
     assert.truthy(lines[13] and lines[13]:find "^true\tclose", output)
   end)
 
+  on_gpu("may have a forward alone", function()
+    if cf.cuda.device_info().compute < 80 then pending "tf32 needs sm_80" end
+    local output, status = forced("tf32", [[
+      local q = make "float32"
+      local o, ctx = cf.attention(q, q, q)
+      print(select(2, pcall(ctx.backward, ctx, o)))]])
+    assert.are.equal(0, status, output)
+    assert.truthy(output:find("'tf32', which has no kernel for a backward in float32 on sm_", 1, true), output)
+  end)
+
   on_gpu("is an error where that family has no kernel for the problem", function()
     for _, row in ipairs { { "mma", "float32" }, { "nonsense", "float16" }, { "nonsense", "float32" } } do
       local output, status = forced(row[1], ([[
         local q = make %q
         for _, f in ipairs { cf.explain, cf.attention } do print(select(2, pcall(f, q, q, q))) end]]):format(row[2]))
       assert.are.equal(0, status, output)
-      local said = ("the environment variable CUFLASH_CUDA_FAMILY is '%s', which has no kernel for %s on sm_%d"):format(row[1], row[2],
+      local said = ("the environment variable CUFLASH_CUDA_FAMILY is '%s', which has no kernel for a forward in %s on sm_%d"):format(row[1], row[2],
         cf.cuda.device_info().compute)
       for _, name in ipairs { "explain", "attention" } do assert.truthy(output:find(name .. ": " .. said, 1, true), output) end
     end

@@ -1,6 +1,6 @@
 /* Rows computed again by the book, one warp a row, in float32 from global memory. Tiles multiply what a row does not see by
  * a probability of 0; if that is NaN or infinite the product is NaN, which a row must not get from what it does not see.
- * Slow, and called for rows with NaN in causal problems alone. Never inlined: the loops before it keep their registers. */
+ * Slow, and called for rows with NaN, in causal problems alone where a kernel's own products are right. Never inlined: the loops before it keep their registers. */
 #ifndef CUFLASH_COMMON_REPAIR_CUH
 #define CUFLASH_COMMON_REPAIR_CUH
 
@@ -34,8 +34,8 @@ static __device__ __forceinline__ float score(const cuflash_attention_args &args
     return args.negative ? -s : s;
 }
 
-/* Row `row` of o. */
-template <typename T>
+/* Row `row` of o, and its log-sum-exp where that is wanted. */
+template <typename T, bool LSE = false>
 static __device__ __noinline__ void repair_o_row(const cuflash_attention_args &args, int batch, int head, int row) {
     int lane = threadIdx.x % 32, head_kv = head / args.group;
     int visible = visible_keys(args, row);
@@ -57,6 +57,7 @@ static __device__ __noinline__ void repair_o_row(const cuflash_attention_args &a
 #pragma unroll
     for (int i = 0; i < MAX_LANE_DIMS; i++)
         if (i * 32 + lane < args.head_dim_v) o[i * 32 + lane] = from_float<T>(sum == 0 ? 0 : out[i] / sum);
+    if (LSE && lane == 0) store_lse(args, batch, head, row, max, sum);
 }
 
 /* The probability of a key for a row, from the row's statistics. */

@@ -6,6 +6,7 @@
 #include <math_constants.h>
 
 #include "attention.h"
+#include "common/type.cuh"
 
 namespace cuflash {
 
@@ -18,6 +19,27 @@ template <typename T>
 __device__ __forceinline__ const T *row_of(const void *array, const cuflash_kernel_strides &stride, int batch, int head,
                                            int64_t row) {
     return static_cast<const T *>(array) + batch * stride.batch + head * stride.head + row * stride.seq;
+}
+
+/* Writes VEC neighbouring elements of a row, from column d on, as far as the row goes. */
+template <int VEC, typename T> __device__ __forceinline__ void store_some(T *row, int d, int dim, bool vector, const float *x) {
+    if (vector) {
+        if (d >= dim) return;
+        if constexpr (sizeof(T) == 4) {
+            if constexpr (VEC == 4)
+                *reinterpret_cast<float4 *>(row + d) = make_float4(x[0], x[1], x[2], x[3]);
+            else
+                *reinterpret_cast<float2 *>(row + d) = make_float2(x[0], x[1]);
+        } else {
+            uint32_t *to = reinterpret_cast<uint32_t *>(row + d);
+#pragma unroll
+            for (int e = 0; e < VEC; e += 2) to[e / 2] = pack<T>(x[e], x[e + 1]);
+        }
+    } else {
+#pragma unroll
+        for (int e = 0; e < VEC; e++)
+            if (d + e < dim) row[d + e] = from_float<T>(x[e]);
+    }
 }
 
 /* How many keys, from the first, a query sees; not above seq_k, and 0 or less where it sees none. */

@@ -1,6 +1,6 @@
-/* What a block of a backward works on: it keeps a tile of keys, and walks the queries that see it, of some query heads of its
- * KV head. Where one block has all of them, it writes dk and dv; else the heads are dealt out to args.parts blocks, which
- * write partial sums, for cuflash_rows_sum to add. */
+/* What a block of a backward works on: it keeps a tile of keys, and walks the queries that see it, of all query heads of its
+ * KV head. A walk can be dealt out to args.parts blocks, which write partial sums of dk and dv, for cuflash_rows_sum to add.
+ * The first args.whole walks are not. */
 #ifndef CUFLASH_COMMON_WALK_CUH
 #define CUFLASH_COMMON_WALK_CUH
 
@@ -12,35 +12,65 @@ namespace cuflash {
 
 struct Walk {
     int first_key, batch;
-    int unit;           /* number of (batch, KV head, part) */
-    int head, end_head; /* from, and to before; none where no query sees a key */
-    int first_tile;     /* of queries, of every head */
-    int unmasked;       /* from this tile on, queries see all keys of the block */
+    int unit;       /* number of (batch, KV head, part) */
+    int head, tile; /* where it begins */
+    int steps;      /* tiles of queries; 0: none that sees a key */
+    int first_tile; /* that sees a key, of every head */
+    int unmasked;   /* from this tile on, queries see all keys of the block */
 };
 
 __device__ __forceinline__ int head_kv_of(const cuflash_attention_args &args, int unit) {
     return unit / args.parts % args.heads_kv;
 }
 
+/* Does this block write sums that are partial? */
+__device__ __forceinline__ bool walks_a_part(const cuflash_attention_args &args) {
+    return blockIdx.x >= args.whole;
+}
+
+/* Where all walks are dealt out, the parts of a walk are units as heads are: what a unit reads stays in the L2 cache. Else the
+ * last walks are, which are few. */
+__device__ __forceinline__ Order walk_order(const cuflash_attention_args &args, int tiles) {
+    int units = args.batch * args.heads_kv, number = blockIdx.x, part = 0;
+    if (args.whole == 0) return order_of_block(number, tiles, units * args.parts, args.causal);
+    if (walks_a_part(args)) {
+        part = (number - args.whole) % args.parts;
+        number = args.whole + (number - args.whole) / args.parts;
+    }
+    Order order = order_of_block(number, tiles, units, args.causal);
+    order.unit = order.unit * args.parts + part;
+    return order;
+}
+
 template <int BLOCK_M, int BLOCK_N> __device__ __forceinline__ Walk walk_of_block(const cuflash_attention_args &args) {
     Walk w;
     int tiles_n = (args.seq_k + BLOCK_N - 1) / BLOCK_N, tiles_m = args.rows / BLOCK_M;
-    Order order = order_of_block(tiles_n, args.batch * args.heads_kv * args.parts, args.causal);
+    Order order = walk_order(args, tiles_n);
     w.unit = order.unit;
     w.first_key = order.tile * BLOCK_N; /* causal: the first keys are seen by the most queries */
     w.batch = w.unit / (args.heads_kv * args.parts);
     w.first_tile = first_query(args, w.first_key) / BLOCK_M;
     w.unmasked = (first_query(args, w.first_key + BLOCK_N - 1) + BLOCK_M - 1) / BLOCK_M;
     if (w.first_key + BLOCK_N > args.seq_k) w.unmasked = tiles_m;
-    int first = head_kv_of(args, w.unit) * args.group, part = w.unit % args.parts;
-    w.head = first + part * args.group / args.parts;
-    w.end_head = w.first_tile < tiles_m ? first + (part + 1) * args.group / args.parts : w.head;
+    /* Tiles of all heads are numbered; those before first_tile are part of no walk. Parts are the same whichever keys, as
+     * blocks that take turns at a tile of queries must be in order. */
+    int64_t all = static_cast<int64_t>(args.group) * tiles_m;
+    int parts = walks_a_part(args) ? args.parts : 1, part = w.unit % args.parts;
+    int from = all * part / parts, to = all * (part + 1) / parts;
+    auto visible_before = [&](int tile) {
+        return tile / tiles_m * (tiles_m - w.first_tile) + max(tile % tiles_m - w.first_tile, 0);
+    };
+    w.head = head_kv_of(args, w.unit) * args.group + from / tiles_m;
+    w.tile = max(from % tiles_m, w.first_tile);
+    w.steps = w.first_tile < tiles_m ? visible_before(to) - visible_before(from) : 0;
     return w;
 }
 
-/* A key's row of a unit's partial sums, dim_padded floats. */
-__device__ __forceinline__ float *partial_row(const cuflash_attention_args &args, float *sums, int unit, int key) {
-    return sums + (static_cast<int64_t>(unit) * args.seq_k + key) * args.dim_padded;
+/* The rows of partial sums of a unit's tile of keys, dim_padded floats each. */
+template <int BLOCK_N>
+__device__ __forceinline__ float *partial_rows(const cuflash_attention_args &args, float *sums, int unit, int tile) {
+    int64_t tiles = (args.seq_k + BLOCK_N - 1) / BLOCK_N, walk = unit / args.parts * tiles + tile - args.whole;
+    return sums + (walk * args.parts + unit % args.parts) * BLOCK_N * args.dim_padded;
 }
 
 } // namespace cuflash

@@ -1,9 +1,9 @@
 /* Attention backward by float32 multiply-adds, after Dao, "FlashAttention-2" (2023), for every architecture.
  *
- * A block keeps a tile of keys and walks the queries that see it, of all query heads of its KV head. A warp owns WARP_N
- * keys, as rows: of the transposed scores and their gradients, and of dk and dv, which stay in registers; a thread has MI
- * keys and every 16th query or column. P and then dS go through the warp's own rows of shared memory to the products with dO
- * and Q; dQ = dS K is shared out over the whole block, and added up in float32 in device memory. */
+ * A block keeps a tile of keys and walks the queries that see it, of query heads of its KV head (common/walk.cuh). A warp
+ * owns WARP_N keys, as rows: of the transposed scores and their gradients, and of dk and dv, which stay in registers; a
+ * thread has MI keys and every 16th query or column. P and then dS go through the warp's own rows of shared memory to the
+ * products with dO and Q; dQ = dS K is shared out over the whole block, and added up in float32 in device memory. */
 #include <math_constants.h>
 
 #include "attention.h"
@@ -219,20 +219,18 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
     /* The block's share of dk or dv. */
     __device__ __forceinline__ void store_part(const float (&c)[MI][DI], float *parts) {
         if (!parts) return;
+        float *rows = partial_rows<BLOCK_N>(args, parts, walk.unit, walk.first_key / BLOCK_N) + own_row() * DIM;
 #pragma unroll
-        for (int i = 0; i < MI; i++) {
-            int key = walk.first_key + own_row() + i;
-            if (key >= args.seq_k) continue;
-            float *row = partial_row(args, parts, walk.unit, key);
+        for (int i = 0; i < MI; i++)
 #pragma unroll
             for (int piece = 0; piece < Gradient::PIECES; piece++)
-                store_some<Gradient::VEC>(row, Gradient::column(col_lane, piece), DIM, true, &c[i][piece * Gradient::VEC]);
-        }
+                store_some<Gradient::VEC>(rows + i * DIM, Gradient::column(col_lane, piece), DIM, true,
+                                          &c[i][piece * Gradient::VEC]);
     }
 
     __device__ __forceinline__ void run() {
-        int tiles_m = args.rows / BLOCK_M, tile = walk.first_tile, head = walk.head;
-        if (head < walk.end_head) {
+        int tiles_m = args.rows / BLOCK_M, tile = walk.tile, head = walk.head;
+        if (walk.steps > 0) {
             load_tile<BLOCK_N, DIM, Row, THREADS>(k_tile,
                                                   row_of<T>(args.k, args.k_stride, walk.batch, head_kv_of(args, walk.unit), 0),
                                                   args.k_stride.seq, walk.first_key, args.seq_k, 0, args.head_dim, args.vector);
@@ -241,15 +239,15 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
                                                    args.v_stride.seq, walk.first_key, args.seq_k, args.head_dim_v, args.vector);
             load_queries(head, tile);
         }
-        while (head < walk.end_head) {
+        for (int left = walk.steps; left > 0; left--) {
             int next_head = tile + 1 < tiles_m ? head : head + 1, next_tile = tile + 1 < tiles_m ? tile + 1 : walk.first_tile;
             auto load_next = [&] {
-                if (next_head < walk.end_head) load_queries(next_head, next_tile);
+                if (left > 1) load_queries(next_head, next_tile);
             };
             step(head, tile, tile < walk.unmasked, load_next);
             head = next_head, tile = next_tile;
         }
-        if (args.parts > 1) {
+        if (walks_a_part(args)) {
             store_part(dv, args.dv ? args.dv_parts : nullptr);
             store_part(dk, args.dk ? args.dk_parts : nullptr);
             return;

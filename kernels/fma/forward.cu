@@ -188,10 +188,9 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
     }
 
     __device__ __forceinline__ void run() {
-        int tiles = (args.seq_q + BLOCK_M - 1) / BLOCK_M;
-        Order order = order_of_block(tiles, args.batch * args.heads, args.causal);
-        int batch = order.unit / args.heads, head = order.unit % args.heads, head_kv = head / args.group;
-        first_row = (args.causal ? tiles - 1 - order.tile : order.tile) * BLOCK_M; /* the longest first */
+        QueryBlock block = queries_of_block<BLOCK_M>(args);
+        int batch = block.batch, head = block.head, head_kv = head / args.group;
+        first_row = block.first_row;
         if (!OUTPUT && !statistics_needed(args, batch, head, first_row, BLOCK_M)) return;
         const T *q = row_of<T>(args.q, args.q_stride, batch, head, 0);
         k = row_of<T>(args.k, args.k_stride, batch, head_kv, 0);

@@ -116,27 +116,6 @@ __device__ __forceinline__ void load_transposed(float *tile, const T *array, int
     }
 }
 
-/* Writes VEC neighbouring elements of a row, from column d on, as far as the row goes. */
-template <int VEC, typename T> __device__ __forceinline__ void store_some(T *row, int d, int dim, bool vector, const float *x) {
-    if (vector) {
-        if (d >= dim) return;
-        if constexpr (sizeof(T) == 4) {
-            if constexpr (VEC == 4)
-                *reinterpret_cast<float4 *>(row + d) = make_float4(x[0], x[1], x[2], x[3]);
-            else
-                *reinterpret_cast<float2 *>(row + d) = make_float2(x[0], x[1]);
-        } else {
-            uint32_t *to = reinterpret_cast<uint32_t *>(row + d);
-#pragma unroll
-            for (int e = 0; e < VEC; e += 2) to[e / 2] = pack<T>(x[e], x[e + 1]);
-        }
-    } else {
-#pragma unroll
-        for (int e = 0; e < VEC; e++)
-            if (d + e < dim) row[d + e] = from_float<T>(x[e]);
-    }
-}
-
 /* c[i][n] += row i of a times row n of b, over one panel. a: the lane's first row, its MI rows lie together; b: the lane's
  * first row, the next ones B_STEP further each. */
 template <int B_STEP, int MI, int NI>

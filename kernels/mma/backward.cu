@@ -1,7 +1,7 @@
 /* Attention backward by mma.sync, after Dao, "FlashAttention-2" (2023): a block keeps a tile of keys and walks the queries
- * that see it, of all query heads of its KV head. Scores and their gradients are made once, in registers, and pass through
- * shared memory to the three products that need them; dk and dv stay in registers, dq is added up in float32 in device
- * memory. */
+ * that see it, of query heads of its KV head (common/walk.cuh). Scores and their gradients are made once, in registers, and
+ * pass through shared memory to the three products that need them; dk and dv stay in registers, dq is added up in float32 in
+ * device memory. */
 #include <math_constants.h>
 
 #include "attention.h"
@@ -228,47 +228,39 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
     /* The block's share of dk or dv. */
     __device__ __forceinline__ void store_part(const float (&c)[Keys::MI][Keys::NI][4], float *parts) {
         if (!parts) return;
+        float *rows = partial_rows<BLOCK_N>(args, parts, walk.unit, walk.first_key / BLOCK_N) + (Keys::row() + lane / 4) * DIM +
+                      Keys::column() + lane % 4 * 2;
 #pragma unroll
         for (int i = 0; i < Keys::MI; i++)
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                int key = walk.first_key + Keys::row() + i * 16 + half * 8 + lane / 4;
-                if (key >= args.seq_k) continue;
-                float *row = partial_row(args, parts, walk.unit, key) + lane % 4 * 2;
+            for (int half = 0; half < 2; half++)
 #pragma unroll
                 for (int n = 0; n < Keys::NI; n++)
-                    *reinterpret_cast<float2 *>(row + Keys::column() + Keys::step(n)) =
+                    *reinterpret_cast<float2 *>(rows + (i * 16 + half * 8) * DIM + Keys::step(n)) =
                         make_float2(c[i][n][half * 2], c[i][n][half * 2 + 1]);
-            }
-    }
-
-    /* Where the walk begins with every head, and whether some query of a tile does not see all keys. One of the two is kept in
-     * a register, the other is computed when it is needed: which one was found by measurement. */
-    __device__ __forceinline__ int first_tile() const {
-        return DIM > 128 ? walk.first_tile : first_query(args, walk.first_key) / BLOCK_M;
-    }
-    __device__ __forceinline__ bool is_masked(int tile) const {
-        if (DIM <= 128) return tile < walk.unmasked;
-        return tile * BLOCK_M < first_query(args, walk.first_key + BLOCK_N - 1) || walk.first_key + BLOCK_N > args.seq_k;
     }
 
     __device__ __forceinline__ void run() {
-        int tiles_m = args.rows / BLOCK_M, tile = walk.first_tile, head = walk.head, stage = 0;
+        int tiles_m = args.rows / BLOCK_M, tile = walk.tile, head = walk.head, stage = 0;
         const T *k = row_of<T>(args.k, args.k_stride, walk.batch, head_kv_of(args, walk.unit), 0),
                 *v = row_of<T>(args.v, args.v_stride, walk.batch, head_kv_of(args, walk.unit), 0);
-        if (head < walk.end_head) {
+        if (walk.steps > 0) {
             load_tile<KTile, THREADS>(base, k, args.k_stride.seq, walk.first_key, args.seq_k, args.head_dim, args.vector);
             load_tile<KTile, THREADS>(base + V_AT, v, args.v_stride.seq, walk.first_key, args.seq_k, args.head_dim_v,
                                       args.vector);
             load_queries(head, tile, 0);
         }
-        while (head < walk.end_head) {
-            bool masked = is_masked(tile);
+        for (int left = walk.steps; left > 0; left--) {
+            /* One of the walk's numbers is kept in a register, the other computed when it is needed; which, measurement
+             * says. */
+            bool masked = DIM > 128 ? tile * BLOCK_M < first_query(args, walk.first_key + BLOCK_N - 1) ||
+                                          walk.first_key + BLOCK_N > args.seq_k
+                                    : tile < walk.unmasked;
             int this_head = head, this_tile = tile;
-            if (++tile == tiles_m) tile = first_tile(), head++;
+            if (++tile == tiles_m) tile = DIM > 128 ? walk.first_tile : first_query(args, walk.first_key) / BLOCK_M, head++;
             ptx::cp_async_wait<0>();
             __syncthreads();
-            if (STAGES == 2 && head < walk.end_head) load_queries(head, tile, stage ^ 1);
+            if (STAGES == 2 && left > 1) load_queries(head, tile, stage ^ 1);
             if (masked)
                 make_scores<true>(this_head, this_tile, stage);
             else
@@ -286,14 +278,14 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
             add_keys(dk, base + DS_AT, q_tile);
             if (STAGES == 2) {
                 stage ^= 1;
-            } else if (head < walk.end_head) {
+            } else if (left > 1) {
                 __syncthreads();
                 load_queries(head, tile, 0);
             }
         }
         ptx::cp_async_wait<0>();
         __syncthreads();
-        if (args.parts > 1) {
+        if (walks_a_part(args)) {
             store_part(dv, args.dv ? args.dv_parts : nullptr);
             store_part(dk, args.dk ? args.dk_parts : nullptr);
             return;

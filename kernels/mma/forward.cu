@@ -262,10 +262,9 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
     }
 
     __device__ __forceinline__ void run() {
-        int tiles = (args.seq_q + BLOCK_M - 1) / BLOCK_M;
-        Order order = order_of_block(tiles, args.batch * args.heads, args.causal);
-        int batch = order.unit / args.heads, head = order.unit % args.heads, head_kv = head / args.group;
-        first_row = (args.causal ? tiles - 1 - order.tile : order.tile) * BLOCK_M; /* the longest first */
+        QueryBlock block = queries_of_block<BLOCK_M>(args);
+        int batch = block.batch, head = block.head, head_kv = head / args.group;
+        first_row = block.first_row;
         const T *q = row_of<T>(args.q, args.q_stride, batch, head, 0);
         if (threadIdx.x == 0) {
             place.k = row_of<T>(args.k, args.k_stride, batch, head_kv, 0);
@@ -277,15 +276,15 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
         int end = max(0, visible_keys(args, min(first_row + BLOCK_M, args.seq_q) - 1));
         int unmasked = max(0, visible_keys(args, first_row)) / BLOCK_N; /* tiles that every row sees whole */
         int tile = (end + BLOCK_N - 1) / BLOCK_N - 1;
-        load_tile<QTile, THREADS>(q_tile, q, args.q_stride.seq, first_row, args.seq_q, args.head_dim, args.vector);
-        if (tile >= 0) {
+        if (tile >= 0) { /* else Q is not waited for, and would be stored where the output is */
+            load_tile<QTile, THREADS>(q_tile, q, args.q_stride.seq, first_row, args.seq_q, args.head_dim, args.vector);
             load_k(tile, STAGES == 2 ? tile & 1 : 0);
             if (STAGES == 2) load_v(tile, tile & 1);
-        }
-        if (args.negative) {
-            ptx::cp_async_wait<0>();
-            __syncthreads();
-            negate_tile<QTile, THREADS>(shared);
+            if (args.negative) {
+                ptx::cp_async_wait<0>();
+                __syncthreads();
+                negate_tile<QTile, THREADS>(shared);
+            }
         }
         for (; tile >= unmasked; tile--) step<true>(tile);
         for (; tile >= 0; tile--) step<false>(tile);

@@ -1,6 +1,6 @@
-/* Tiles of 16-bit elements in shared memory, as the mma family keeps them: rows of DIM elements, cut into panels of 64
- * columns (32 where DIM is not a multiple of 64). A panel's rows are 128 (or 64) bytes; the 16-byte chunks of a row are
- * permuted by its number, so that eight rows of one chunk column, which is what ldmatrix reads, lie in different banks. */
+/* Tiles in shared memory, as the families with tensor cores keep them: rows of DIM elements of SIZE bytes, cut into panels of
+ * 128 bytes (64 where a row is not a multiple of that). The 16-byte chunks of a panel's row are permuted by its number, so that
+ * eight rows of one chunk column, which is what ldmatrix reads, lie in different banks. */
 #ifndef CUFLASH_MMA_TILE_CUH
 #define CUFLASH_MMA_TILE_CUH
 
@@ -12,37 +12,42 @@
 
 namespace cuflash {
 
-template <int ROWS_, int DIM_> struct Tile {
-    static constexpr int ROWS = ROWS_, DIM = DIM_;
-    static constexpr int PANEL = DIM % 64 == 0 ? 64 : 32;
-    static constexpr int CHUNKS = PANEL / 8; /* of 16 bytes, to a row of a panel */
-    static constexpr int PANELS = DIM / PANEL;
-    static constexpr int BYTES = ROWS * DIM * 2;
+template <int ROWS_, int DIM_, int SIZE_ = 2> struct Tile {
+    static constexpr int ROWS = ROWS_, DIM = DIM_, SIZE = SIZE_;
+    static constexpr int EACH = 16 / SIZE;                       /* elements to a chunk */
+    static constexpr int CHUNKS = DIM * SIZE % 128 == 0 ? 8 : 4; /* to a row of a panel */
+    static constexpr int PANEL = CHUNKS * EACH, PANELS = DIM / PANEL;
+    static constexpr int BYTES = ROWS * DIM * SIZE;
 
     /* Bytes from the tile's start to a chunk; chunk counts from the row's first column. */
     static __device__ __forceinline__ uint32_t offset(int row, int chunk) {
         int panel = chunk / CHUNKS, column = chunk % CHUNKS;
-        int key = PANEL == 64 ? row & 7 : row >> 1 & 3;
-        return static_cast<uint32_t>((panel * ROWS + row) * PANEL * 2 + (column ^ key) * 16);
+        int key = CHUNKS == 8 ? row & 7 : row >> 1 & 3;
+        return static_cast<uint32_t>((panel * ROWS + row) * CHUNKS * 16 + (column ^ key) * 16);
     }
 };
+
+template <int SIZE> struct Bits;
+template <> struct Bits<2> { using type = unsigned short; };
+template <> struct Bits<4> { using type = uint32_t; };
 
 /* Queues the copy of rows [first, first + ROWS) of a [rows x dim] array to a tile; zeros where either ends. To be committed. */
 template <typename Shape, int THREADS, typename T>
 __device__ __forceinline__ void load_tile(uint32_t tile, const T *array, int64_t stride, int first, int rows, int dim,
                                           bool vector) {
     constexpr int CHUNKS = Shape::CHUNKS, STEP = THREADS / CHUNKS;
-    static_assert(STEP % 8 == 0 || Shape::PANEL == 32, "a thread's rows have one key");
+    static_assert(STEP % 8 == 0 || Shape::CHUNKS == 4, "a thread's rows have one key");
+    static_assert(sizeof(T) == Shape::SIZE, "the array's elements are the tile's");
     if (vector) {
         int thread = ptx::anew(threadIdx.x), column = thread % CHUNKS, row = thread / CHUNKS;
-        const T *source = array + static_cast<int64_t>(first + row) * stride + column * 8;
+        const T *source = array + static_cast<int64_t>(first + row) * stride + column * Shape::EACH;
 #pragma unroll
         for (int r = 0; r < Shape::ROWS; r += STEP) {
             if (Shape::ROWS % STEP == 0 || row + r < Shape::ROWS) {
                 bool inside = first + row + r < rows;
 #pragma unroll
                 for (int panel = 0; panel < Shape::PANELS; panel++) {
-                    bool wanted = inside && column * 8 + panel * Shape::PANEL < dim;
+                    bool wanted = inside && column * Shape::EACH + panel * Shape::PANEL < dim;
                     ptx::cp_async_16(tile + Shape::offset(row + r, panel * CHUNKS + column), source + panel * Shape::PANEL,
                                      wanted);
                 }
@@ -53,11 +58,10 @@ __device__ __forceinline__ void load_tile(uint32_t tile, const T *array, int64_t
 #pragma unroll 1
         for (int i = threadIdx.x; i < Shape::ROWS * Shape::DIM; i += THREADS) {
             int row = i / Shape::DIM, column = i % Shape::DIM;
-            unsigned short bits = 0;
+            typename Bits<sizeof(T)>::type bits = 0;
             if (first + row < rows && column < dim)
-                bits = reinterpret_cast<const unsigned short *>(array)[static_cast<int64_t>(first + row) * stride + column];
-            asm volatile("st.shared.u16 [%0], %1;" ::"r"(tile + Shape::offset(row, column / 8) + column % 8 * 2), "h"(bits)
-                         : "memory");
+                bits = reinterpret_cast<const decltype(bits) *>(array)[static_cast<int64_t>(first + row) * stride + column];
+            ptx::store_shared(tile + Shape::offset(row, column / Shape::EACH) + column % Shape::EACH * Shape::SIZE, bits);
         }
     }
 }
@@ -67,20 +71,20 @@ __device__ __forceinline__ void load_tile(uint32_t tile, const T *array, int64_t
 template <typename Shape, typename T>
 __device__ __forceinline__ void store_tile(const unsigned char *tile, int first, int count, T *array, int64_t stride,
                                            int first_out, int rows, int dim, bool vector, int thread, int threads) {
-    constexpr int PER_ROW = Shape::DIM / 8;
+    constexpr int EACH = Shape::EACH, PER_ROW = Shape::DIM / EACH;
 #pragma unroll 4
     for (int i = thread; i < count * PER_ROW; i += threads) {
         int row = i / PER_ROW, chunk = i % PER_ROW;
-        if (first_out + row >= rows || chunk * 8 >= dim) continue;
+        if (first_out + row >= rows || chunk * EACH >= dim) continue;
         uint4 values = *reinterpret_cast<const uint4 *>(tile + Shape::offset(first + row, chunk));
-        T *to = array + static_cast<int64_t>(first_out + row) * stride + chunk * 8;
+        T *to = array + static_cast<int64_t>(first_out + row) * stride + chunk * EACH;
         if (vector) {
             *reinterpret_cast<uint4 *>(to) = values;
         } else {
             const T *elements = reinterpret_cast<const T *>(&values);
 #pragma unroll
-            for (int e = 0; e < 8; e++)
-                if (chunk * 8 + e < dim) to[e] = elements[e];
+            for (int e = 0; e < EACH; e++)
+                if (chunk * EACH + e < dim) to[e] = elements[e];
         }
     }
 }
@@ -123,7 +127,7 @@ template <typename Shape> __device__ __forceinline__ uint32_t lane_b(uint32_t ti
 }
 
 template <typename Shape> __device__ __forceinline__ uint32_t block_address(uint32_t lane, int row, int chunk) {
-    return (lane ^ chunk % Shape::CHUNKS * 16) + (chunk / Shape::CHUNKS * Shape::ROWS + row) * Shape::PANEL * 2;
+    return (lane ^ chunk % Shape::CHUNKS * 16) + (chunk / Shape::CHUNKS * Shape::ROWS + row) * Shape::CHUNKS * 16;
 }
 
 template <typename Shape> __device__ __forceinline__ void load_a(uint32_t (&r)[4], uint32_t lane, int row, int chunk) {

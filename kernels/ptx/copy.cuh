@@ -15,6 +15,16 @@ __device__ __forceinline__ void store_shared(uint32_t destination, uint32_t valu
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(destination), "r"(value) : "memory");
 }
 
+__device__ __forceinline__ void store_shared(uint32_t destination, unsigned short value) {
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(destination), "h"(value) : "memory");
+}
+
+__device__ __forceinline__ float load_shared(uint32_t source) {
+    float value;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(source));
+    return value;
+}
+
 /* 16 bytes past L1; zeros where not wanted: source is then not read. */
 __device__ __forceinline__ void cp_async_16(uint32_t destination, const void *source, bool wanted) {
     int bytes = wanted ? 16 : 0;

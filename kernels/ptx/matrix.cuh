@@ -42,6 +42,16 @@ __device__ __forceinline__ void mma_16816<__nv_bfloat16>(float (&d)[4], const ui
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* d += a b; a is 16x8, b 8x8, d 16x8 as above, all float32, of which the last 13 bits of a and b are ignored (TF32). Thread t
+ * holds of a: rows t / 4 (a[0], a[2]) and t / 4 + 8 (a[1], a[3]), column t % 4 (a[2], a[3]: 4 further); b0: row t % 4 of column
+ * t / 4; b1: 4 rows further. */
+__device__ __forceinline__ void mma_1688_tf32(float (&d)[4], const float (&a)[4], float b0, float b1) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+          "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
 } // namespace ptx
 
 #endif

@@ -78,15 +78,16 @@ template <typename T> __device__ __forceinline__ void begin(const cuflash_attent
     for (int i = threadIdx.x; i < count; i += CUFLASH_ROWS_THREADS) sum[i] = make_float4(0, 0, 0, 0);
 }
 
-/* A row of dk or dv from its parts, added in their order. For a whole warp, which takes 4 elements a lane at a time; says
- * whether there is a NaN. */
+/* A row of dk or dv from its parts, added in their order; `number` is that of the row among those that have parts. For a
+ * whole warp, which takes 4 elements a lane at a time; says whether there is a NaN. */
 template <typename T>
 __device__ __forceinline__ bool sum_row(const cuflash_attention_args &args, float *parts, float factor, void *array,
-                                        const cuflash_kernel_strides &stride, int dim, int batch, int head_kv, int key) {
+                                        const cuflash_kernel_strides &stride, int dim, int64_t number, int batch, int head_kv,
+                                        int key) {
     bool spoilt = false;
     if (!array) return false;
-    const float *from = partial_row(args, parts, (batch * args.heads_kv + head_kv) * args.parts, key);
-    int64_t step = static_cast<int64_t>(args.seq_k) * args.dim_padded;
+    int64_t step = static_cast<int64_t>(args.block_n) * args.dim_padded;
+    const float *from = parts + number / args.block_n * args.parts * step + number % args.block_n * args.dim_padded;
     T *to = row_of<T>(array, stride, batch, head_kv, key);
     for (int d = threadIdx.x % 32 * 4; d < dim; d += 128) {
         float x[4] = {};
@@ -95,34 +96,26 @@ __device__ __forceinline__ bool sum_row(const cuflash_attention_args &args, floa
             float4 y = __ldcs(reinterpret_cast<const float4 *>(from + part * step + d));
             x[0] += y.x, x[1] += y.y, x[2] += y.z, x[3] += y.w;
         }
-        alignas(16) T out[4];
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            x[e] *= factor, out[e] = from_float<T>(x[e]);
+            x[e] *= factor;
             spoilt |= x[e] != x[e];
         }
-        if (args.vector) {
-            if (sizeof(T) == 4)
-                *reinterpret_cast<float4 *>(to + d) = *reinterpret_cast<const float4 *>(out);
-            else
-                *reinterpret_cast<uint2 *>(to + d) = *reinterpret_cast<const uint2 *>(out);
-        } else {
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-                if (d + e < dim) to[d + e] = out[e];
-        }
+        store_some<4>(to, d, dim, args.vector, x);
     }
     return __any_sync(0xffffffff, spoilt);
 }
 
-/* After it, where parts were made: dk and dv of every key, a warp a key. */
+/* After it, where parts were made: dk and dv of their keys, a warp a key. */
 template <typename T> __device__ __forceinline__ void sum(const cuflash_attention_args &args) {
-    int64_t row = static_cast<int64_t>(blockIdx.x) * (CUFLASH_ROWS_THREADS / 32) + threadIdx.x / 32;
-    int64_t pair = row / args.seq_k;
-    int batch = pair / args.heads_kv, head_kv = pair % args.heads_kv, key = row % args.seq_k;
-    if (batch >= args.batch) return;
-    bool spoilt = sum_row<T>(args, args.dv_parts, 1, args.dv, args.dv_stride, args.head_dim_v, batch, head_kv, key);
-    spoilt |= sum_row<T>(args, args.dk_parts, args.scale, args.dk, args.dk_stride, args.head_dim, batch, head_kv, key);
+    int64_t number = static_cast<int64_t>(blockIdx.x) * (CUFLASH_ROWS_THREADS / 32) + threadIdx.x / 32;
+    int tiles = (args.seq_k + args.block_n - 1) / args.block_n;
+    int64_t walk = args.whole + number / args.block_n, pair = walk / tiles;
+    int batch = pair / args.heads_kv, head_kv = pair % args.heads_kv;
+    int key = walk % tiles * args.block_n + number % args.block_n;
+    if (batch >= args.batch || key >= args.seq_k) return;
+    bool spoilt = sum_row<T>(args, args.dv_parts, 1, args.dv, args.dv_stride, args.head_dim_v, number, batch, head_kv, key);
+    spoilt |= sum_row<T>(args, args.dk_parts, args.scale, args.dk, args.dk_stride, args.head_dim, number, batch, head_kv, key);
     if (args.causal && spoilt) repair_dk_dv_row<T>(args, batch, head_kv, key);
 }
 

@@ -113,9 +113,13 @@ static void test_plans(void) {
                 check_in("sm_%d, %s, head dim %d, %s", sm(), cuflash_dtype_name(dtype), dims[i], pass ? "backward" : "forward");
                 char plan[1024], text[256], expected[320];
                 REQUIRE_OK(cuflash_attention_plan(&p.a, (cuflash_pass)pass, plan, sizeof plan));
-                const char *family = dtype == CUFLASH_FLOAT32 || sm() < 80 ? "cuflash_fma_" : "cuflash_mma_";
-                CHECK_F(strncmp(field(plan, "kernel", text), family, strlen(family)) == 0, "expected %s, got:\n%s", family,
-                        plan);
+                bool tensor_cores = sm() >= 80 && (dtype != CUFLASH_FLOAT32 || (pass == CUFLASH_FORWARD && dims[i] <= 128));
+                const char *family = !tensor_cores              ? "cuflash_fma_"
+                                     : dtype == CUFLASH_FLOAT32 ? "cuflash_tf32_"
+                                                                : "cuflash_mma_";
+                CHECK_F(strncmp(field(plan, "kernel", text), family, strlen(family)) == 0 ||
+                            (dtype == CUFLASH_FLOAT32 && dims[i] > 128),
+                        "expected %s, got:\n%s", family, plan);
                 CHECK_F(atoi(field(plan, "shared memory", text)) <= info.shared_bytes, "too much shared memory:\n%s", plan);
                 CHECK(strstr(plan, "Fake GPU 0") && strstr(plan, "grid: ") && strstr(plan, "tile: ") &&
                       strstr(plan, "threads: "));
@@ -123,7 +127,7 @@ static void test_plans(void) {
                 CHECK_OK(pass ? cuflash_attention_backward(&p.a) : cuflash_attention_forward(&p.a));
                 if (pass) {
                     /* so few blocks share out the two query heads of a group, and their sums are added up */
-                    CHECK_F(strstr(plan, ", 2 to the query heads of a group"), "the plan:\n%s", plan);
+                    CHECK_F(strstr(plan, ", 2 to a tile of keys"), "the plan:\n%s", plan);
                     CHECK_F(fake.launches() == launches + 4 + (dtype == CUFLASH_FLOAT32), "got %ld launches",
                             fake.launches() - launches);
                 } else {
@@ -140,6 +144,44 @@ static void test_plans(void) {
     check_in("%s", "");
 }
 
+/* Few tiles of keys are dealt out to several blocks each; of many, those that are left for the last wave of blocks; where
+ * there is nothing to gain, none is. */
+static void test_parts(void) {
+    cuflash_cuda_device_info info;
+    REQUIRE_OK(cuflash_cuda_get_device_info(0, &info));
+    int64_t all = info.multiprocessors;
+    const struct {
+        int64_t heads, seq_q, seq_k;
+        bool causal;
+        const char *expected;
+    } cases[] = {
+        {2, 1024, 20, false, " to a tile of keys,"},
+        {2, 1024, 1024, true, " to a tile of keys,"},
+        {all, 1024, 20, false, NULL},
+        {all + 3, 1024, 20, false, " to each of the last 3 tiles of keys,"},
+        {2, 64, 20, false, NULL},
+        {16 * all, 1024, 20, true, NULL},
+        {2 * all + 1, 1024, 8, false, " to the last tile of keys,"},
+    };
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        cuflash_tensor q = make(CUFLASH_FLOAT16, 0, 1, cases[i].heads, cases[i].seq_q, 128),
+                       k = make(CUFLASH_FLOAT16, 0, 1, cases[i].heads, cases[i].seq_k, 128);
+        cuflash_attention a = {
+            .struct_size = sizeof a, .q = &q, .k = &k, .v = &k, .flags = cases[i].causal ? CUFLASH_CAUSAL : 0};
+        char plan[1024], grid[256];
+        check_in("sm_%d, case %d", sm(), i);
+        REQUIRE_OK(cuflash_attention_plan(&a, CUFLASH_BACKWARD, plan, sizeof plan));
+        field(plan, "grid", grid);
+        if (cases[i].expected)
+            CHECK_F(strstr(grid, cases[i].expected), "expected '%s', got '%s'", cases[i].expected, grid);
+        else
+            CHECK_F(!strstr(grid, "tile"), "expected no parts, got '%s'", grid);
+        cuflash_tensor_release(&q);
+        cuflash_tensor_release(&k);
+    }
+    check_in("%s", "");
+}
+
 /* A workspace of the caller's is used; one of our own is given back; both are the size that was said. */
 static void test_workspace(void) {
     problem p;
@@ -148,7 +190,7 @@ static void test_workspace(void) {
     CHECK_OK(cuflash_attention_workspace(&p.a, CUFLASH_FORWARD, &bytes));
     CHECK(bytes == 0);
     REQUIRE_OK(cuflash_attention_workspace(&p.a, CUFLASH_BACKWARD, &bytes));
-    size_t dq = 2 * 4 * 100 * 64, parts = 2 * (2 * 4 * 300 * 64); /* floats; parts of dk and of dv, a query head each */
+    size_t dq = 2 * 4 * 100 * 64, parts = 2 * (2 * 4 * 320 * 64); /* floats; parts of dk and of dv, a query head each */
     CHECK(bytes >= (dq + parts) * sizeof(float) && bytes < (2 * dq + parts) * sizeof(float));
     REQUIRE_OK(cuflash_memory_reset_peak(0));
     int64_t live = stats(0).live_bytes;
@@ -297,6 +339,7 @@ int main(int argc, char **argv) {
     test_devices();
     test_memory();
     test_plans();
+    test_parts();
     test_workspace();
     test_refusals();
     test_fault();

@@ -10,6 +10,7 @@
 #include "kernels/fma/table.h"
 #include "kernels/mma/table.h"
 #include "kernels/rows/table.h"
+#include "kernels/tf32/table.h"
 
 /* ---- Families ----------------------------------------------------------------------------------- */
 
@@ -18,7 +19,7 @@ struct cuflash_cuda_family {
     const char *name, *what;
     int oldest; /* compute capability, 10 * major + minor */
     bool float32, half;
-    const cuflash_kernel_row *forward, *backward; /* rows by head dimension, then by preference; dim 0 ends them */
+    const cuflash_kernel_row *forward, *backward; /* rows by head dimension, then by preference; dim 0 ends them; or NULL */
     const cuflash_fatbin *forward_fatbin, *backward_fatbin;
 };
 
@@ -26,6 +27,7 @@ struct cuflash_cuda_family {
     {dim, block_m, block_n, stages, threads, blocks, smem_bytes},
 static const cuflash_kernel_row mma_forward[] = {CUFLASH_MMA_FORWARD(ROW){0}};
 static const cuflash_kernel_row mma_backward[] = {CUFLASH_MMA_BACKWARD(ROW){0}};
+static const cuflash_kernel_row tf32_forward[] = {CUFLASH_TF32_FORWARD(ROW){0}};
 static const cuflash_kernel_row fma_forward[] = {CUFLASH_FMA_FORWARD(ROW){0}};
 static const cuflash_kernel_row fma_backward[] = {CUFLASH_FMA_BACKWARD(ROW){0}};
 static const cuflash_kernel_row fma_half_forward[] = {CUFLASH_FMA_HALF_FORWARD(ROW){0}};
@@ -36,6 +38,8 @@ static const cuflash_kernel_row fma_half_backward[] = {CUFLASH_FMA_HALF_BACKWARD
 static const cuflash_cuda_family families[] = {
     {"mma", "16-bit tensor cores, mma.sync", 80, false, true, mma_forward, mma_backward, &cuflash_fatbin_mma_forward,
      &cuflash_fatbin_mma_backward},
+    {"tf32", "float32 as sums of TF32 products, tensor cores, mma.sync", 80, true, false, tf32_forward, NULL,
+     &cuflash_fatbin_tf32_forward, NULL},
     {"fma", "float32 multiply-adds", 70, true, false, fma_forward, fma_backward, &cuflash_fatbin_fma_forward,
      &cuflash_fatbin_fma_backward},
     {"fma", "float32 multiply-adds on 16-bit tensors", 70, false, true, fma_half_forward, fma_half_backward,
@@ -53,40 +57,53 @@ static void read_environment(void) {
 }
 
 static bool takes(const cuflash_cuda_family *f, cuflash_dtype dtype, const cuflash_cuda_properties *device) {
-    return (dtype == CUFLASH_FLOAT32 ? f->float32 : f->half) && 10 * device->major + device->minor >= f->oldest;
+    return (dtype == CUFLASH_FLOAT32 ? f->float32 : f->half) && 10 * device->major + device->minor >= f->oldest &&
+           (!forced || strcmp(forced, f->name) == 0);
 }
 
-static cuflash_status choose_family(const cuflash_problem *p, const cuflash_cuda_properties *device,
-                                    const cuflash_cuda_family **family) {
-    pthread_once(&once, read_environment);
-    for (int i = 0; i < FAMILIES; i++) {
-        *family = &families[i];
-        if (takes(*family, p->dtype, device) && (!forced || strcmp(forced, (*family)->name) == 0)) return CUFLASH_SUCCESS;
-    }
-    if (forced)
-        return cuflash_fail(
-            CUFLASH_INVALID_ARGUMENT,
-            "attention: the environment variable CUFLASH_CUDA_FAMILY is '%s', which has no kernel for %s on sm_%d%d", forced,
-            cuflash_dtype_name(p->dtype), device->major, device->minor);
-    return cuflash_fail(CUFLASH_CUDA_ERROR, "attention: there is no kernel for %s on %s (sm_%d%d; sm_70 is the oldest)",
-                        cuflash_dtype_name(p->dtype), device->name, device->major, device->minor);
-}
-
-/* The first row of the smallest sufficient head dimension that fits into shared memory. */
-static cuflash_status choose_row(const cuflash_kernel_row *rows, const cuflash_problem *p,
-                                 const cuflash_cuda_properties *device, cuflash_kernel_row *row) {
-    int64_t dim = p->head_dim > p->head_dim_v ? p->head_dim : p->head_dim_v;
-    int largest = 0;
+/* The first row of the smallest sufficient head dimension that fits into shared memory, or NULL; the largest that fits. */
+static const cuflash_kernel_row *find_row(const cuflash_kernel_row *rows, int64_t dim, const cuflash_cuda_properties *device,
+                                          int *largest) {
     for (; rows->dim; rows++) {
-        if (rows->dim >= dim && rows->smem_bytes <= device->shared_bytes) {
-            *row = *rows;
-            return CUFLASH_SUCCESS;
-        }
-        if (rows->smem_bytes <= device->shared_bytes) largest = rows->dim;
+        if (rows->smem_bytes > device->shared_bytes) continue;
+        if (rows->dim >= dim) return rows;
+        if (rows->dim > *largest) *largest = rows->dim;
     }
+    return NULL;
+}
+
+static cuflash_status unsupported(const cuflash_problem *p, const cuflash_cuda_properties *device, int largest) {
+    bool q = p->head_dim >= p->head_dim_v;
     return cuflash_fail(CUFLASH_UNSUPPORTED_HEAD_DIM,
                         "attention: argument '%s': expected a head dimension of 1 to %d on this device (sm_%d%d), got %lld",
-                        p->head_dim == dim ? "q" : "v", largest, device->major, device->minor, (long long)dim);
+                        q ? "q" : "v", largest, device->major, device->minor, (long long)(q ? p->head_dim : p->head_dim_v));
+}
+
+static int64_t larger_dim(const cuflash_problem *p) {
+    return p->head_dim > p->head_dim_v ? p->head_dim : p->head_dim_v;
+}
+
+/* The first family that has a row for the problem, and the row. */
+static cuflash_status choose(const cuflash_problem *p, const cuflash_cuda_properties *device, cuflash_pass pass,
+                             const cuflash_cuda_family **family, cuflash_kernel_row *row) {
+    pthread_once(&once, read_environment);
+    int64_t dim = larger_dim(p);
+    int largest = 0;
+    for (*family = families; *family < families + FAMILIES; ++*family) {
+        const cuflash_kernel_row *rows = pass == CUFLASH_FORWARD ? (*family)->forward : (*family)->backward;
+        const cuflash_kernel_row *found =
+            rows && takes(*family, p->dtype, device) ? find_row(rows, dim, device, &largest) : NULL;
+        if (found) return *row = *found, CUFLASH_SUCCESS;
+    }
+    if (largest) return unsupported(p, device, largest);
+    if (forced)
+        return cuflash_fail(CUFLASH_INVALID_ARGUMENT,
+                            "attention: the environment variable CUFLASH_CUDA_FAMILY is '%s', which has no kernel for a %s in "
+                            "%s on sm_%d%d",
+                            forced, pass == CUFLASH_FORWARD ? "forward" : "backward", cuflash_dtype_name(p->dtype),
+                            device->major, device->minor);
+    return cuflash_fail(CUFLASH_CUDA_ERROR, "attention: there is no kernel for %s on %s (sm_%d%d; sm_70 is the oldest)",
+                        cuflash_dtype_name(p->dtype), device->name, device->major, device->minor);
 }
 
 /* ---- Plan --------------------------------------------------------------------------------------- */
@@ -116,7 +133,7 @@ typedef struct {
 
 static layout lay_out(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
     size_t rows = (size_t)(p->batch * p->heads * plan->rows), at = 0;
-    size_t keys = plan->parts > 1 ? (size_t)(plan->parts * p->batch * p->heads_kv * p->seq_k) : 0;
+    size_t keys = (size_t)((plan->walks - plan->whole) * plan->parts * plan->row.block_n);
     layout l;
 #define PART(name, size) l.name = at, at += ((size) + 255) / 256 * 256
     PART(row_max, rows * sizeof(float));
@@ -131,16 +148,50 @@ static layout lay_out(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
     return l;
 }
 
-/* One block can walk all query heads of a KV head, and write dk and dv at once. Where that leaves too few blocks for all
- * multiprocessors to end at about the same time, heads are dealt out to more. */
-static void deal_out_heads(cuflash_cuda_plan *plan, const cuflash_problem *p) {
+/* A block walks the queries of all heads of a group, and writes dk and dv of its keys. But heads are dealt out to more blocks
+ * where that leaves too few for all multiprocessors to end at about the same time, and where a walk would be long enough that
+ * partial sums cost nothing: the fewer heads are read at the same time, the more of them stays in the L2 cache. */
+static int64_t parts_by_heads(int64_t walks, int64_t group, int64_t steps, bool causal, int64_t slots) {
+    enum { LONG = 512 };                                    /* steps of a walk */
+    int64_t waves = causal ? 5 : 3;                         /* measured: docs/kernels/mma.md */
+    int64_t each = divide_up(walks * group, waves * slots); /* heads to a block */
+    if (each * steps > LONG) each = divide_up(LONG, steps);
+    return divide_up(group, each ? each : 1);
+}
+
+/* The parts of `walks` walks, the longest of so many steps, in which all of them take the least time. Causal walks are of any
+ * length up to that, the longest first. Fewer blocks on a multiprocessor are faster each: time is in units of 1 / (each + 1) of
+ * a step with `each` blocks. */
+static int64_t parts_by_time(int64_t walks, int64_t steps, bool causal, int64_t multiprocessors, int64_t each) {
+    enum { MOST = 16, START = 5, SUM = 3 }; /* steps in whose time a block starts and ends, and a sum over parts is made */
+    int64_t best = 1, least = INT64_MAX, slots = multiprocessors * each;
+    for (int64_t parts = 1; parts <= MOST && parts <= steps; parts++) {
+        int64_t blocks = walks * parts, full = blocks / slots * (each + 1), left = divide_up(blocks % slots, multiprocessors);
+        int64_t waves = left ? full + left + 1 : full, work = waves * divide_up(steps, parts);
+        if (causal) {
+            int64_t longest = (full ? (each + 3) / 2 : waves) * divide_up(steps, parts); /* it is left alone in the end */
+            int64_t average = walks * steps * (each + 1) / (2 * slots);
+            work = longest > average ? longest : average;
+        }
+        int64_t time = work + waves * START + (parts > 1 ? (each + 1) * SUM : 0);
+        if (time < least) best = parts, least = time;
+    }
+    return best;
+}
+
+/* Which walks are dealt out to how many blocks. Of equal walks it is those that are left for the last wave of blocks. */
+static void deal_out(cuflash_cuda_plan *plan, const cuflash_problem *p) {
     const cuflash_kernel_row *row = &plan->row;
-    int64_t group = p->heads / p->heads_kv;
-    int64_t waves = p->causal ? 5 : 3; /* measured: docs/kernels/mma.md */
-    int64_t wanted = waves * cuflash_cuda_get_properties(p->device)->multiprocessors * (row->blocks ? row->blocks : 1);
-    int64_t each = divide_up(plan->blocks * group, wanted); /* heads to a block */
-    plan->parts = each < group ? divide_up(group, each ? each : 1) : 1;
-    plan->blocks *= plan->parts;
+    int64_t multiprocessors = cuflash_cuda_get_properties(p->device)->multiprocessors, each = row->blocks ? row->blocks : 1;
+    int64_t slots = multiprocessors * each, steps = plan->rows / row->block_m, group = p->heads / p->heads_kv;
+    plan->walks = divide_up(p->seq_k, row->block_n) * p->heads_kv * p->batch;
+    int64_t by_heads = parts_by_heads(plan->walks, group, p->causal ? divide_up(steps, 2) : steps, p->causal, slots);
+    int64_t blocks = plan->walks * by_heads, last = p->causal ? blocks : blocks % slots;
+    bool enough = by_heads > 1 && blocks >= slots;
+    plan->parts = by_heads;
+    if (!enough) plan->parts *= parts_by_time(last, steps * group / by_heads, p->causal, multiprocessors, each);
+    plan->whole = plan->parts == 1 ? plan->walks : by_heads > 1 ? 0 : plan->walks - last;
+    plan->blocks = plan->whole + (plan->walks - plan->whole) * plan->parts;
 }
 
 cuflash_status cuflash_cuda_plan_make(cuflash_cuda_plan *plan, const cuflash_problem *p, cuflash_pass pass,
@@ -149,18 +200,18 @@ cuflash_status cuflash_cuda_plan_make(cuflash_cuda_plan *plan, const cuflash_pro
     memset(plan, 0, sizeof *plan);
     *workspace_bytes = 0;
     CUFLASH_TRY(check_sizes(p));
-    CUFLASH_TRY(choose_family(p, device, &plan->family));
-    CUFLASH_TRY(choose_row(plan->family->forward, p, device, &plan->row));
+    CUFLASH_TRY(choose(p, device, pass, &plan->family, &plan->row));
     if (pass == CUFLASH_FORWARD) {
         plan->blocks = divide_up(p->seq_q, plan->row.block_m) * p->heads * p->batch;
         return CUFLASH_SUCCESS;
     }
-    plan->stats = plan->row;
+    int largest = 0;
+    const cuflash_kernel_row *stats = find_row(plan->family->forward, larger_dim(p), device, &largest);
+    if (!stats) return unsupported(p, device, largest);
+    plan->stats = *stats;
     plan->stats_blocks = divide_up(p->seq_q, plan->stats.block_m) * p->heads * p->batch;
-    CUFLASH_TRY(choose_row(plan->family->backward, p, device, &plan->row));
-    plan->blocks = divide_up(p->seq_k, plan->row.block_n) * p->heads_kv * p->batch;
     plan->rows = divide_up(p->seq_q, plan->row.block_m) * plan->row.block_m;
-    deal_out_heads(plan, p);
+    deal_out(plan, p);
     *workspace_bytes = lay_out(plan, p).bytes;
     return CUFLASH_SUCCESS;
 }
@@ -182,8 +233,15 @@ void cuflash_cuda_plan_describe(const cuflash_cuda_plan *plan, const cuflash_pro
                                 size_t size) {
     const cuflash_cuda_properties *device = cuflash_cuda_get_properties(p->device);
     const cuflash_kernel_row *row = &plan->row;
-    char entry[ENTRY_TEXT], parts[64] = "";
-    if (plan->parts > 1) snprintf(parts, sizeof parts, ", %lld to the query heads of a group", (long long)plan->parts);
+    char entry[ENTRY_TEXT], parts[96] = "";
+    int64_t dealt_out = plan->walks - plan->whole;
+    if (dealt_out > 0 && plan->whole == 0)
+        snprintf(parts, sizeof parts, ", %lld to a tile of keys", (long long)plan->parts);
+    else if (dealt_out == 1)
+        snprintf(parts, sizeof parts, ", %lld to the last tile of keys", (long long)plan->parts);
+    else if (dealt_out > 1)
+        snprintf(parts, sizeof parts, ", %lld to each of the last %lld tiles of keys", (long long)plan->parts,
+                 (long long)dealt_out);
     snprintf(text, size,
              "device: cuda:%d, %s (sm_%d%d, %d multiprocessors)\n"
              "kernel: %s (%s)\n"
@@ -291,6 +349,8 @@ static cuflash_status run_backward(call *c, char *workspace) {
     c->args.rows = (int32_t)plan->rows;
     c->args.dim_padded = row->dim;
     c->args.parts = (int32_t)plan->parts;
+    c->args.whole = (int32_t)plan->whole;
+    c->args.block_n = row->block_n;
     c->args.row_max = (float *)(workspace + l.row_max);
     c->args.row_log = (float *)(workspace + l.row_log);
     c->args.row_delta = (float *)(workspace + l.row_delta);
@@ -315,9 +375,9 @@ static cuflash_status run_backward(call *c, char *workspace) {
     entry_name(entry, family, "backward", p->dtype, row);
     CUFLASH_TRY(launch(c, family->backward_fatbin, entry, plan->blocks, row->threads, row->smem_bytes));
 
-    if (plan->parts > 1 && (p->dk.data || p->dv.data)) {
+    if (plan->whole < plan->walks && (p->dk.data || p->dv.data)) {
         snprintf(entry, sizeof entry, "cuflash_rows_sum_%s", dtype_suffix(p->dtype));
-        int64_t keys = p->batch * p->heads_kv * p->seq_k;
+        int64_t keys = (plan->walks - plan->whole) * row->block_n;
         CUFLASH_TRY(
             launch(c, &cuflash_fatbin_rows, entry, divide_up(keys, CUFLASH_ROWS_THREADS / 32), CUFLASH_ROWS_THREADS, 0));
     }

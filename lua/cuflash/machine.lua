@@ -9,7 +9,7 @@ local C = native.C
 
 local machine = { cpu = {} }
 
---- The instruction set of the CPU kernels: "baseline", "avx2" or "avx512". The environment variable CUFLASH_CPU_ISA
+--- The instruction set of the CPU kernels: "baseline", "avx2", "avx512" or "amx". The environment variable CUFLASH_CPU_ISA
 -- chooses another.
 -- @treturn string
 -- @function cpu.isa

@@ -4,7 +4,7 @@
 #include "isa.h"
 
 static const char *best(void) {
-    return isa_of_processor("avx512") ? "avx512" : isa_of_processor("avx2") ? "avx2" : "baseline";
+    return isa_of_processor("amx") ? "amx" : isa_of_processor("avx512") ? "avx512" : isa_of_processor("avx2") ? "avx2" : "baseline";
 }
 
 int main(void) {

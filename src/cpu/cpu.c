@@ -4,13 +4,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef CUFLASH_AMX_VARIANT
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "interrupt.h"
 #include "parallel.h"
 
 /* ---- Instruction sets --------------------------------------------------------------------------- */
 
-extern const cuflash_cpu_kernels cuflash_cpu_baseline, cuflash_cpu_avx2, cuflash_cpu_avx512;
+extern const cuflash_cpu_kernels cuflash_cpu_baseline, cuflash_cpu_avx2, cuflash_cpu_avx512, cuflash_cpu_amx;
 
 static bool always(void) {
     return true;
@@ -26,6 +31,19 @@ static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+
+/* The tiles' registers are the kernel's to allow, once a process. */
+static bool has_amx(void) {
+#if defined(CUFLASH_AMX_VARIANT) && defined(__linux__)
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    unsigned a, b, c, d;
+    if (!has_avx512() || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;   /* AVX512-BF16 */
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false; /* AMX-BF16, AMX-TILE */
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return false;
+#endif
+}
 #endif
 
 /* Best first. The compiler flags of each are in CMakeLists.txt. */
@@ -34,6 +52,9 @@ static const struct {
     bool (*supported)(void);
 } variants[] = {
 #ifdef CUFLASH_X86_VARIANTS
+#ifdef CUFLASH_AMX_VARIANT
+    {&cuflash_cpu_amx, has_amx},
+#endif
     {&cuflash_cpu_avx512, has_avx512},
     {&cuflash_cpu_avx2, has_avx2},
 #endif
@@ -102,29 +123,38 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     if (plan->splits > plan->row_blocks) plan->splits = plan->row_blocks;
     plan->units = plan->pairs * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
     plan->threads = worthwhile_threads(p, threads, plan->units);
+    /* A pair of few rows is not worth packing for. */
+    enum { ENOUGH_ROWS = 32 };
+    if (kernels->packed_bytes && pass == CUFLASH_FORWARD && p->dtype == CUFLASH_BFLOAT16 && plan->rows >= ENOUGH_ROWS)
+        plan->packed_bytes = kernels->packed_bytes(p);
     plan->scratch_floats = round_up(kernels->scratch_floats(plan, p, pass), 16);
-    int64_t floats = 0, partials = 0;
+    int64_t floats = 0, partials = 0, packed = 0;
     if ((pass == CUFLASH_BACKWARD && __builtin_mul_overflow(p->seq_k, plan->pad_d + plan->pad_dv, &plan->partial_floats)) ||
         __builtin_mul_overflow(plan->threads, plan->scratch_floats, &floats) ||
         __builtin_mul_overflow(plan->units, plan->partial_floats, &partials) ||
-        __builtin_add_overflow(floats, partials, &floats) || floats > INT64_MAX / 4)
+        __builtin_add_overflow(floats, partials, &floats) ||
+        __builtin_mul_overflow(plan->pairs, plan->packed_bytes / 4, &packed) ||
+        __builtin_add_overflow(floats, packed, &floats) || floats > INT64_MAX / 4)
         return cuflash_fail(CUFLASH_OUT_OF_MEMORY, "attention: the workspace of this problem does not fit 64 bits");
     *workspace_bytes = (size_t)floats * sizeof(float);
     return CUFLASH_SUCCESS;
 }
 
 void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_problem *p, char *text, size_t size) {
-    bool split = plan->partial_floats > 0;
+    bool split = plan->partial_floats > 0, on_tiles = plan->packed_bytes > 0;
+    const cuflash_cpu_kernels *kernels = plan->kernels;
     int64_t each = split ? plan->splits : plan->row_blocks;
+    char what[96];
+    snprintf(what, sizeof what, on_tiles ? "matrix units, tiles of 16 x 32 bfloat16" : "vectors of %d float32%s",
+             kernels->vector, p->dtype == CUFLASH_FLOAT32 ? "" : ", operands converted as they are read");
     snprintf(text, size,
-             "kernel: cpu %s, vectors of %d float32%s\n"
+             "kernel: cpu %s, %s\n"
              "tile: %d query rows x %d keys%s\n"
              "work: %lld unit%s (%lld batch x KV head, %lld %s%s each) on %d thread%s\n",
-             plan->kernels->name, plan->kernels->vector,
-             p->dtype == CUFLASH_FLOAT32 ? "" : ", operands converted as they are read", plan->kernels->block_m,
-             plan->kernels->block_n, plan->group > 1 ? ", query heads of a KV head together" : "", (long long)plan->units,
-             plan->units == 1 ? "" : "s", (long long)plan->pairs, (long long)each, split ? "split" : "row block",
-             each == 1 ? "" : "s", plan->threads, plan->threads == 1 ? "" : "s");
+             kernels->name, what, kernels->block_m, on_tiles ? kernels->pack_n : kernels->block_n,
+             plan->group > 1 ? ", query heads of a KV head together" : "", (long long)plan->units, plan->units == 1 ? "" : "s",
+             (long long)plan->pairs, (long long)each, split ? "split" : "row block", each == 1 ? "" : "s", plan->threads,
+             plan->threads == 1 ? "" : "s");
 }
 
 /* ---- Run ---------------------------------------------------------------------------------------- */
@@ -134,13 +164,14 @@ typedef struct {
     const cuflash_problem *p;
     float *scratch;  /* [threads][scratch_floats] */
     float *partials; /* backward: [units][partial_floats] */
+    void *packed;    /* forward: [pairs][packed_bytes] */
     unsigned ticket;
 } work;
 
 static void forward_units(void *context, int64_t begin, int64_t end, int thread) {
     const work *w = context;
     for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++)
-        w->plan->kernels->forward(w->plan, w->p, unit, w->scratch + thread * w->plan->scratch_floats, w->ticket);
+        w->plan->kernels->forward(w->plan, w->p, unit, w->scratch + thread * w->plan->scratch_floats, w->packed, w->ticket);
 }
 
 static void backward_units(void *context, int64_t begin, int64_t end, int thread) {
@@ -152,6 +183,14 @@ static void backward_units(void *context, int64_t begin, int64_t end, int thread
 
 static int64_t key_blocks(const work *w) {
     return (w->p->seq_k + w->plan->kernels->block_n - 1) / w->plan->kernels->block_n;
+}
+
+static void pack_units(void *context, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    const work *w = context;
+    int64_t size = w->plan->kernels->pack_n, blocks = (w->p->seq_k + size - 1) / size;
+    for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++)
+        w->plan->kernels->pack(w->plan, w->p, unit / blocks, unit % blocks * size, w->packed);
 }
 
 static void finish_units(void *context, int64_t begin, int64_t end, int thread) {
@@ -167,8 +206,12 @@ static void finish_units(void *context, int64_t begin, int64_t end, int thread) 
 void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace,
                      unsigned ticket) {
     work w = {.plan = plan, .p = p, .scratch = workspace, .ticket = ticket};
-    w.partials = w.scratch + plan->threads * plan->scratch_floats;
+    w.packed = w.partials = w.scratch + plan->threads * plan->scratch_floats;
     if (pass == CUFLASH_FORWARD) {
+        if (plan->packed_bytes > 0) {
+            int64_t size = plan->kernels->pack_n;
+            cuflash_parallel_for(plan->threads, plan->pairs * ((p->seq_k + size - 1) / size), 1, pack_units, &w);
+        }
         cuflash_parallel_for(plan->threads, plan->units, 1, forward_units, &w);
         return;
     }

@@ -17,6 +17,7 @@ typedef struct {
     int64_t splits;         /* backward: parts a pair's row blocks are dealt out to, each with its own dk and dv */
     int64_t pad_d, pad_dv;  /* head dimensions rounded up to whole vectors */
     int64_t scratch_floats; /* per thread */
+    int64_t packed_bytes;   /* forward, per pair: V as the kernels want it, or 0 */
     int64_t partial_floats; /* backward, per split: dk [seq_k][pad_d], then dv [seq_k][pad_dv] */
 } cuflash_cpu_plan;
 
@@ -29,12 +30,17 @@ typedef struct cuflash_cpu_kernels {
     /* Floats of scratch a thread needs. */
     int64_t (*scratch_floats)(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass);
     /* One unit of work of each kind. */
-    void (*forward)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *scratch, unsigned ticket);
+    void (*forward)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *scratch, const void *packed,
+                    unsigned ticket);
     void (*backward)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *scratch, float *partial,
                      unsigned ticket);
     /* Sums the splits of block_n keys of a pair and writes dk and dv. */
     void (*backward_finish)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first_key,
                             int64_t keys, const float *partials);
+    /* bfloat16 on matrix units, or NULL: the bytes that a pair's V takes packed, and packing of pack_n keys. */
+    int64_t (*packed_bytes)(const cuflash_problem *p);
+    void (*pack)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first_key, void *packed);
+    int pack_n;
 } cuflash_cpu_kernels;
 
 cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, int threads,

@@ -194,7 +194,7 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
     int64_t used = 0;
 #define TAKE(name, count) w->name = base + used, used += ((count) + 15) / 16 * 16
     TAKE(q_lanes, p->head_dim * BLOCK_M);
-    TAKE(o_lanes, p->head_dim_v * BLOCK_M);
+    TAKE(o_lanes, (p->head_dim_v + 15) / 16 * 16 * BLOCK_M);
     TAKE(s, BLOCK_N * BLOCK_M);
     TAKE(k_buffer, BLOCK_N * p->head_dim);
     TAKE(v_buffer, BLOCK_N * p->head_dim_v);
@@ -210,11 +210,6 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
     TAKE(delta, BLOCK_M);
 #undef TAKE
     return used;
-}
-
-static int64_t scratch_floats(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass) {
-    scratch w;
-    return lay_out(plan, p, pass, (float *)(uintptr_t)ALIGNMENT, &w); /* only the sizes count */
 }
 
 /* A score times this is a logit. Its sign is in the queries: the largest score must be the largest logit. */
@@ -284,6 +279,10 @@ static int64_t tile_size(const row_block *block, int64_t first) {
     return block->keys - first < BLOCK_N ? block->keys - first : BLOCK_N;
 }
 
+#ifdef __AMX_BF16__
+#include "amx.h"
+#endif
+
 /* max and sum of the block's rows and, if asked for, the output, not yet divided by sum. Needs q_lanes. */
 static void attend(const cuflash_problem *p, const row_block *block, const scratch *w, int with_output, unsigned ticket) {
     float c = exponent_scale(p);
@@ -318,14 +317,33 @@ static void store_lse(const cuflash_cpu_plan *plan, const cuflash_problem *p, co
     }
 }
 
-static void forward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *base, unsigned ticket) {
+/* The block's output, not yet divided by sum, by the fastest way. */
+static void attend_forward(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, float *base,
+                           const scratch *w, const void *packed, unsigned ticket) {
+#ifdef __AMX_BF16__
+    int64_t used = lay_out(plan, p, CUFLASH_FORWARD, base, &(scratch){0});
+    if (plan->packed_bytes > 0) {
+        amx_scratch x;
+        amx_lay_out(p, base + used, &x);
+        int64_t pair = block->batch * p->heads_kv + block->head_kv;
+        amx_attend(plan, p, block, w, &x, (const char *)packed + pair * plan->packed_bytes, ticket);
+        return;
+    }
+#else
+    (void)base, (void)packed;
+#endif
+    load_lanes(plan, block, &p->q, p->head_dim, query_factor(p), w->q_lanes);
+    attend(p, block, w, 1, ticket);
+}
+
+static void forward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *base, const void *packed,
+                    unsigned ticket) {
     int64_t pair = unit / plan->row_blocks, index = unit % plan->row_blocks;
     if (p->causal) index = plan->row_blocks - 1 - index; /* the longest rows first */
     row_block block = block_at(plan, p, pair, index);
     scratch w;
     lay_out(plan, p, CUFLASH_FORWARD, base, &w);
-    load_lanes(plan, &block, &p->q, p->head_dim, query_factor(p), w.q_lanes);
-    attend(p, &block, &w, 1, ticket);
+    attend_forward(plan, p, &block, base, &w, packed, ticket);
     if (cuflash_interrupted(ticket)) return;
     if (p->lse.data) store_lse(plan, p, &block, &w);
     for (int64_t r = 0; r < block.rows; r++) {
@@ -488,6 +506,18 @@ static void backward_finish(const cuflash_cpu_plan *plan, const cuflash_problem 
     }
 }
 
+/* ---- Sizes -------------------------------------------------------------------------------------- */
+
+static int64_t scratch_floats(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass) {
+    scratch w;
+    int64_t used = lay_out(plan, p, pass, (float *)(uintptr_t)ALIGNMENT, &w); /* only the sizes count */
+#ifdef __AMX_BF16__
+    amx_scratch x;
+    if (plan->packed_bytes > 0) used += amx_lay_out(p, (float *)(uintptr_t)ALIGNMENT, &x);
+#endif
+    return used;
+}
+
 /* ---- The row of the table in cpu.c -------------------------------------------------------------- */
 
 #define PASTE_(a, b) a##b
@@ -496,5 +526,10 @@ static void backward_finish(const cuflash_cpu_plan *plan, const cuflash_problem 
 #define TEXT(x) TEXT_(x)
 
 const cuflash_cpu_kernels PASTE(cuflash_cpu_, CUFLASH_ISA) = {
-    TEXT(CUFLASH_ISA), VL, BLOCK_M, BLOCK_N, scratch_floats, forward, backward, backward_finish,
+    TEXT(CUFLASH_ISA), VL,       BLOCK_M,     BLOCK_N, scratch_floats, forward, backward, backward_finish,
+#ifdef __AMX_BF16__
+    amx_packed_bytes,  amx_pack, AMX_BLOCK_N,
+#else
+    NULL, NULL, 0,
+#endif
 };

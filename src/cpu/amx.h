@@ -1,7 +1,14 @@
-/* Attention forward in bfloat16 by AMX, in two products of tiles: scores S[key][row] = K Q and output O[d][row] += V P, rows as
- * lanes as everywhere. A tile of the left operand is 16 rows of 32 numbers, read where it lies; one of the right operand is 16
- * pairs of k, each of 16 columns, so Q and P are kept as pairs: [d / 2][row][2] and [key / 2][row][2]. V is the left operand
- * by columns; it is turned once, before all, to [key / 32][d][32]. Sums are float32; P is rounded to bfloat16. */
+/* Attention in bfloat16 by AMX: the products of kernels.c as products of tiles, rows as lanes as everywhere. A tile of the left
+ * operand is 16 rows of 32 numbers; one of the right operand is 16 pairs of k, each of 16 columns. So:
+ *
+ *   S[key][row]    = K * Q             K where it lies, pairs of d: [d / 2][row][2]
+ *   O[d][row]     += V * P             V turned, [key / 32][d][32]; pairs of keys: [key / 2][row][2]
+ *   dP[key][row]   = V * dO            V where it lies, pairs of d
+ *   dV[key][d]    += P * dO            [key][row], pairs of rows: [row / 2][d][2]
+ *   dK[key][d]    += dS * Q            the same
+ *   dQ[d][row]    += K * dS            K turned, pairs of keys
+ *
+ * What is turned is so once, before all. Sums are float32; P and dS are rounded to bfloat16. */
 #ifndef CUFLASH_CPU_AMX_H
 #define CUFLASH_CPU_AMX_H
 
@@ -10,11 +17,10 @@
 #include "vec.h"
 
 enum {
-    AMX_ROWS = 16,                 /* of a tile */
-    AMX_K = 32,                    /* numbers of a tile's row */
-    AMX_BLOCK_N = 128,             /* keys at a time */
-    AMX_PAIRS = 2 * BLOCK_M * 2,   /* bytes of a pair of k, of all rows of a block */
-    AMX_STEP = AMX_K * BLOCK_M * 2 /* bytes from one 32 of k to the next */
+    AMX_ROWS = 16,              /* of a tile */
+    AMX_K = 32,                 /* numbers of a tile's row */
+    AMX_BLOCK_N = 128,          /* keys at a time */
+    AMX_PAIRS = 2 * BLOCK_M * 2 /* bytes of a pair of k, of all rows of a block */
 };
 
 static int64_t amx_round_up(int64_t x, int64_t to) {
@@ -41,51 +47,57 @@ typedef struct {
     int64_t row, block, step;
 } amx_left;
 
-/* C[16 M][16 N] (+)= A B for M, N of 1 or 2 tiles; B is pairs. C has rows of BLOCK_M floats. */
+/* Pairs: bytes from a pair of k to the next. */
+typedef struct {
+    const char *data;
+    int64_t pair;
+} amx_right;
+
+/* C[16 M][16 N] = A B for M, N of 1 or 2 tiles. */
 #define AMX_PRODUCT(M, N)                                                                                                      \
     do {                                                                                                                       \
-        if (add) {                                                                                                             \
-            _tile_loadd(0, c, 4 * BLOCK_M);                                                                                    \
-            if (N > 1) _tile_loadd(1, c + 16, 4 * BLOCK_M);                                                                    \
-            if (M > 1) _tile_loadd(2, c + 16 * BLOCK_M, 4 * BLOCK_M);                                                          \
-            if (M > 1 && N > 1) _tile_loadd(3, c + 16 * BLOCK_M + 16, 4 * BLOCK_M);                                            \
-        } else {                                                                                                               \
-            _tile_zero(0);                                                                                                     \
-            if (N > 1) _tile_zero(1);                                                                                          \
-            if (M > 1) _tile_zero(2);                                                                                          \
-            if (M > 1 && N > 1) _tile_zero(3);                                                                                 \
-        }                                                                                                                      \
+        _tile_zero(0);                                                                                                         \
+        if (N > 1) _tile_zero(1);                                                                                              \
+        if (M > 1) _tile_zero(2);                                                                                              \
+        if (M > 1 && N > 1) _tile_zero(3);                                                                                     \
         for (int64_t k = 0; k < steps; k++) {                                                                                  \
-            const char *left = a + k * x->step, *right = b + k * AMX_STEP;                                                     \
-            _tile_loadd(6, right, AMX_PAIRS);                                                                                  \
-            if (N > 1) _tile_loadd(7, right + 64, AMX_PAIRS);                                                                  \
-            _tile_loadd(4, left, x->row);                                                                                      \
+            const char *left = a + k * x.step, *right = b + k * 16 * y.pair;                                                   \
+            _tile_loadd(6, right, y.pair);                                                                                     \
+            if (N > 1) _tile_loadd(7, right + 64, y.pair);                                                                     \
+            _tile_loadd(4, left, x.row);                                                                                       \
             _tile_dpbf16ps(0, 4, 6);                                                                                           \
             if (N > 1) _tile_dpbf16ps(1, 4, 7);                                                                                \
-            if (M > 1) _tile_loadd(5, left + x->block, x->row);                                                                \
+            if (M > 1) _tile_loadd(5, left + x.block, x.row);                                                                  \
             if (M > 1) _tile_dpbf16ps(2, 5, 6);                                                                                \
             if (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);                                                                       \
         }                                                                                                                      \
-        _tile_stored(0, c, 4 * BLOCK_M);                                                                                       \
-        if (N > 1) _tile_stored(1, c + 16, 4 * BLOCK_M);                                                                       \
-        if (M > 1) _tile_stored(2, c + 16 * BLOCK_M, 4 * BLOCK_M);                                                             \
-        if (M > 1 && N > 1) _tile_stored(3, c + 16 * BLOCK_M + 16, 4 * BLOCK_M);                                               \
+        _tile_stored(0, c, 4 * c_row);                                                                                         \
+        if (N > 1) _tile_stored(1, c + 16, 4 * c_row);                                                                         \
+        if (M > 1) _tile_stored(2, c + 16 * c_row, 4 * c_row);                                                                 \
+        if (M > 1 && N > 1) _tile_stored(3, c + 16 * c_row + 16, 4 * c_row);                                                   \
     } while (0)
 
-/* The same for m rows of C, a multiple of 16, `lanes` columns, and so many times 32 of k. */
-static void amx_gemm(int64_t m, int64_t lanes, int64_t steps, const amx_left *x, const char *pairs, float *out, int add) {
-    for (int64_t j = 0; j < lanes; j += 32)
+/* The same, or C += A B, for m x n of C, multiples of 16, in rows of out_row floats, and so many times 32 of k. What is there is
+ * added to by vectors: tiles would take denormal numbers in it for 0. */
+static inline __attribute__((always_inline)) void amx_gemm(int64_t m, int64_t n, int64_t steps, amx_left x, amx_right y,
+                                                           float *out, int64_t out_row, int add) {
+    float product[32 * 32] __attribute__((aligned(64)));
+    for (int64_t j = 0; j < n; j += 32)
         for (int64_t i = 0; i < m; i += 32) {
-            const char *a = x->data + i / 16 * x->block, *b = pairs + j * 4;
-            float *c = out + i * BLOCK_M + j;
-            if (m - i >= 32 && lanes - j >= 32)
+            const char *a = x.data + i / 16 * x.block, *b = y.data + j * 4;
+            float *to = out + i * out_row + j, *c = add ? product : to;
+            int64_t c_row = add ? 32 : out_row, rows = m - i < 32 ? 16 : 32, columns = n - j < 32 ? 16 : 32;
+            if (rows == 32 && columns == 32)
                 AMX_PRODUCT(2, 2);
-            else if (m - i >= 32)
+            else if (rows == 32)
                 AMX_PRODUCT(2, 1);
-            else if (lanes - j >= 32)
+            else if (columns == 32)
                 AMX_PRODUCT(1, 2);
             else
                 AMX_PRODUCT(1, 1);
+            for (int64_t r = 0; add && r < rows; r++)
+                for (int64_t v = 0; v < columns; v += 16)
+                    v_store(to + r * out_row + v, v_load(to + r * out_row + v) + v_load(product + r * 32 + v));
         }
 }
 
@@ -162,50 +174,82 @@ static void amx_softmax(int64_t lanes, const float *s, char *pairs, int64_t coun
 
 /* ---- Numbers that tiles do not take ---------------------------------------------------------------
  *
- * AMX takes denormal numbers for 0; and infinities and NaN in V must not meet the probability 0 of rows that do not see them. V
- * is packed with zeros in their place, and where there are any (hardly ever) what they come to is added by itself, so that rows
- * that they do not concern have the same bits as without them. */
+ * AMX takes denormal numbers for 0, in operands and products; and infinities and NaN must not meet the probability 0 of what hides
+ * them. What meets probabilities, and is turned or in pairs of rows for that, has zeros in the place of odd numbers; in what
+ * scores are made of, denormal ones are 0 already. Where there are any (hardly ever), what they come to is added by itself, so
+ * that rows and keys that they do not concern have the same bits as without them. */
 
-enum { AMX_ODD_K = 1, AMX_ODD_V = 2 }; /* there are some among 128 keys; in K, where infinities do no harm, denormals */
+enum { AMX_ODD_TURNED = 1, AMX_DENORMAL_IN_PLACE = 2 }; /* there are some among 128 keys */
 
 static int is_denormal(uint16_t x) {
     return (x & 0x7f80) == 0 && (x & 0x7f) != 0;
 }
 
+/* Below 2^-100, and not 0: times a probability that counts it may be denormal. */
+enum { SMALL = (127 - 100) << 7 };
+
 static int is_odd(uint16_t x) {
-    return is_denormal(x) || (x & 0x7f80) == 0x7f80;
+    return ((x & 0x7fff) != 0 && (x & 0x7fff) < SMALL) || (x & 0x7f80) == 0x7f80;
 }
 
-static const uint16_t *amx_row(const row_block *block, const cuflash_operand *x, int64_t key) {
+/* Which of 32 numbers are. */
+static inline __mmask32 denormal_lanes(__m512i x) {
+    return _mm512_testn_epi16_mask(x, _mm512_set1_epi16(0x7f80)) & _mm512_test_epi16_mask(x, _mm512_set1_epi16(0x7f));
+}
+static inline __mmask32 odd_lanes(__m512i x) {
+    __m512i size = _mm512_and_si512(x, _mm512_set1_epi16(0x7fff));
+    return (_mm512_cmplt_epu16_mask(size, _mm512_set1_epi16(SMALL)) & _mm512_test_epi16_mask(size, size)) |
+           _mm512_cmpge_epu16_mask(size, _mm512_set1_epi16(0x7f80));
+}
+
+static const uint16_t *amx_key_row(const row_block *block, const cuflash_operand *x, int64_t key) {
     return (const uint16_t *)(const void *)cuflash_row(x, block->batch, block->head_kv, key);
 }
 
-/* scores += K Q over the denormal numbers of either. */
-static void amx_add_scores(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
-                           int64_t count, float *s) {
+static const uint16_t *amx_query_row(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x,
+                                     int64_t r) {
+    return (const uint16_t *)(const void *)row_address(plan, block, x, r);
+}
+
+/* s[key][row] += x y over the denormal numbers of keys' x and rows' y. */
+static void amx_add_scores(const cuflash_cpu_plan *plan, const row_block *block, int64_t first, int64_t count,
+                           const cuflash_operand *keys, const cuflash_operand *rows, int64_t dim, float factor, float *s) {
     for (int64_t r = 0; r < block->rows; r++) {
-        const uint16_t *q = (const uint16_t *)(const void *)row_address(plan, block, &p->q, r);
+        const uint16_t *y = amx_query_row(plan, block, rows, r);
         for (int64_t j = 0; j < count; j++) {
-            const uint16_t *k = amx_row(block, &p->k, first + j);
-            for (int64_t d = 0; d < p->head_dim; d++)
-                if (is_denormal(q[d]) || is_denormal(k[d]))
-                    s[j * BLOCK_M + r] += query_factor(p) * cuflash_bfloat_to_float(q[d]) * cuflash_bfloat_to_float(k[d]);
+            const uint16_t *x = amx_key_row(block, keys, first + j);
+            for (int64_t d = 0; d < dim; d++)
+                if (is_denormal(x[d]) || is_denormal(y[d]))
+                    s[j * BLOCK_M + r] += factor * cuflash_bfloat_to_float(x[d]) * cuflash_bfloat_to_float(y[d]);
         }
     }
 }
 
-/* out += V P over the odd numbers of V. */
-static void amx_add_values(const cuflash_problem *p, const row_block *block, int64_t first, int64_t count, const char *pairs,
-                           float *out) {
+/* out[d][row] += x weight over the odd numbers of keys' x. */
+static void amx_add_to_lanes(const row_block *block, int64_t first, int64_t count, const cuflash_operand *keys, int64_t dim,
+                             const char *pairs, float *out) {
     const uint16_t *weight = (const uint16_t *)(const void *)pairs;
     for (int64_t j = 0; j < count; j++)
-        for (int64_t d = 0; d < p->head_dim_v; d++) {
-            uint16_t v = amx_row(block, &p->v, first + j)[d];
-            if (!is_odd(v)) continue;
+        for (int64_t d = 0; d < dim; d++) {
+            uint16_t x = amx_key_row(block, keys, first + j)[d];
+            if (!is_odd(x)) continue;
             for (int64_t r = 0; r < block->rows; r++)
                 if (block->limit[r] > first + j)
                     out[d * BLOCK_M + r] +=
-                        cuflash_bfloat_to_float(weight[j / 2 * (AMX_PAIRS / 2) + r * 2 + j % 2]) * cuflash_bfloat_to_float(v);
+                        cuflash_bfloat_to_float(weight[j / 2 * (AMX_PAIRS / 2) + r * 2 + j % 2]) * cuflash_bfloat_to_float(x);
+        }
+}
+
+/* out[key][d] += weight[key][row] y over the odd numbers of rows' y. */
+static void amx_add_to_keys(const cuflash_cpu_plan *plan, const row_block *block, int64_t first, int64_t count,
+                            const cuflash_operand *rows, int64_t dim, const char *weights, float *out, int64_t pad) {
+    const uint16_t *weight = (const uint16_t *)(const void *)weights;
+    for (int64_t r = 0; r < block->rows; r++)
+        for (int64_t d = 0; d < dim; d++) {
+            uint16_t y = amx_query_row(plan, block, rows, r)[d];
+            if (!is_odd(y)) continue;
+            for (int64_t j = 0; j < count && block->limit[r] > first + j; j++)
+                out[j * pad + d] += cuflash_bfloat_to_float(weight[j * BLOCK_M + r]) * cuflash_bfloat_to_float(y);
         }
 }
 
@@ -213,80 +257,124 @@ static void amx_add_values(const cuflash_problem *p, const row_block *block, int
 
 /* What a thread works in. */
 typedef struct {
-    char *q, *k, *p; /* pairs of Q [dim / 2], a tile of K, padded, pairs of P [AMX_BLOCK_N / 2] */
-    float *s;        /* [AMX_BLOCK_N][BLOCK_M] */
+    char *q, *d_o;           /* pairs of d: [dim / 2][BLOCK_M][2] */
+    char *q_rows, *d_o_rows; /* pairs of rows: [BLOCK_M / 2][pad][2] */
+    char *k, *v;             /* tiles of keys, padded */
+    char *pairs;             /* of keys, of P or dS: [AMX_BLOCK_N / 2][BLOCK_M][2] */
+    char *p, *ds;            /* [AMX_BLOCK_N][BLOCK_M] */
+    float *s, *dp;           /* [AMX_BLOCK_N][BLOCK_M] */
 } amx_scratch;
 
-static int64_t amx_lay_out(const cuflash_problem *p, float *base, amx_scratch *w) {
-    int64_t used = 0, dim = amx_round_up(p->head_dim, AMX_K);
+static int64_t amx_lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, float *base, amx_scratch *w) {
+    int64_t used = 0, dim = amx_round_up(p->head_dim, AMX_K), dim_v = amx_round_up(p->head_dim_v, AMX_K);
     char *at = (char *)base;
 #define TAKE(name, bytes) w->name = (void *)(at + used), used += ((bytes) + 63) / 64 * 64
     TAKE(q, dim * BLOCK_M * 2);
     TAKE(k, AMX_BLOCK_N * dim * 2);
-    TAKE(p, AMX_BLOCK_N * BLOCK_M * 2);
+    TAKE(pairs, AMX_BLOCK_N * BLOCK_M * 2);
     TAKE(s, AMX_BLOCK_N * BLOCK_M * 4);
+    if (plan->pass == CUFLASH_FORWARD) return used / 4;
+    TAKE(d_o, dim_v * BLOCK_M * 2);
+    TAKE(q_rows, plan->pad_d * BLOCK_M * 2);
+    TAKE(d_o_rows, plan->pad_dv * BLOCK_M * 2);
+    TAKE(v, AMX_BLOCK_N * dim_v * 2);
+    TAKE(p, AMX_BLOCK_N * BLOCK_M * 2);
+    TAKE(ds, AMX_BLOCK_N * BLOCK_M * 2);
+    TAKE(dp, AMX_BLOCK_N * BLOCK_M * 4);
 #undef TAKE
     return used / 4;
 }
 
-/* The block's rows of Q, times 1, -1 or 0, as pairs; says whether there are denormal numbers. */
-static int amx_load_q(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, char *q) {
-    float factor = query_factor(p);
-    int64_t dim = amx_round_up(p->head_dim, AMX_K);
+/* The block's rows of x, times 1, -1 or 0, as pairs of d; says whether there are denormal numbers. */
+static int amx_load_pairs(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
+                          float factor, char *to) {
     uint16_t sign = factor < 0 ? 0x8000 : 0;
-    memset(q, 0, (size_t)(dim * BLOCK_M * 2));
+    memset(to, 0, (size_t)(amx_round_up(dim, AMX_K) * BLOCK_M * 2));
     int odd = 0;
     for (int64_t r = 0; r < block->rows && factor != 0; r++) {
-        const uint16_t *row = (const uint16_t *)(const void *)row_address(plan, block, &p->q, r);
-        uint16_t *to = (uint16_t *)(void *)q + r * 2;
-        for (int64_t d = 0; d < p->head_dim; d++) {
-            to[d / 2 * (AMX_PAIRS / 2) + d % 2] = row[d] ^ sign;
+        const uint16_t *row = amx_query_row(plan, block, x, r);
+        uint16_t *pair = (uint16_t *)(void *)to + r * 2;
+        for (int64_t d = 0; d < dim; d++) {
+            pair[d / 2 * (AMX_PAIRS / 2) + d % 2] = row[d] ^ sign;
             odd |= is_denormal(row[d]);
         }
     }
     return odd;
 }
 
-/* Rows of K as left operands: in place where they are whole tiles. */
-static amx_left amx_load_k(const cuflash_problem *p, const row_block *block, int64_t first, int64_t count, char *buffer) {
-    const char *rows = cuflash_row(&p->k, block->batch, block->head_kv, first);
-    int64_t step = p->k.seq * 2, dim = amx_round_up(p->head_dim, AMX_K);
-    if (p->head_dim == dim && count % 16 == 0) return (amx_left){rows, step, 16 * step, 64};
-    memset(buffer, 0, (size_t)(amx_round_up(count, 16) * dim * 2));
-    for (int64_t j = 0; j < count; j++) memcpy(buffer + j * dim * 2, rows + j * step, (size_t)p->head_dim * 2);
-    return (amx_left){buffer, dim * 2, 16 * dim * 2, 64};
+/* The block's rows of x as pairs of rows; says whether there are odd numbers, for which there are zeros. */
+static int amx_load_row_pairs(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
+                              int64_t pad, char *to) {
+    memset(to, 0, (size_t)(pad * BLOCK_M * 2));
+    int odd = 0;
+    for (int64_t r = 0; r < block->rows; r++) {
+        const uint16_t *row = amx_query_row(plan, block, x, r);
+        uint16_t *pair = (uint16_t *)(void *)to + r / 2 * pad * 2 + r % 2;
+        for (int64_t d = 0; d < dim; d++) {
+            int one = is_odd(row[d]);
+            pair[d * 2] = one ? 0 : row[d];
+            odd |= one;
+        }
+    }
+    return odd;
+}
+
+/* Rows of K or V as left operands: in place where they are whole tiles. */
+static amx_left amx_load_keys(const row_block *block, const cuflash_operand *x, int64_t first, int64_t count, int64_t dim,
+                              char *buffer) {
+    const char *rows = cuflash_row(x, block->batch, block->head_kv, first);
+    int64_t step = x->seq * 2, whole = amx_round_up(dim, AMX_K);
+    if (dim == whole && count % 16 == 0) return (amx_left){rows, step, 16 * step, 64};
+    memset(buffer, 0, (size_t)(amx_round_up(count, 16) * whole * 2));
+    for (int64_t j = 0; j < count; j++) memcpy(buffer + j * whole * 2, rows + j * step, (size_t)dim * 2);
+    return (amx_left){buffer, whole * 2, 16 * whole * 2, 64};
+}
+
+static amx_left amx_turned_keys(const char *packed, int64_t first, int64_t dim) {
+    return (amx_left){packed + first * dim * 2, 2 * AMX_K, AMX_ROWS * 2 * AMX_K, dim * 2 * AMX_K};
 }
 
 /* ---- Packing ------------------------------------------------------------------------------------ */
 
-/* Bytes of a pair's V as amx_pack leaves it; behind them a byte for each 128 keys says what is odd among them. */
-static int64_t amx_value_bytes(const cuflash_problem *p) {
-    return amx_round_up(p->seq_k, AMX_BLOCK_N) * amx_round_up(p->head_dim_v, AMX_ROWS) * 2;
+/* What is turned: V forward, K backward; the other one is read in place. */
+typedef struct {
+    const cuflash_operand *turned, *in_place;
+    int64_t turned_dim, in_place_dim, dim; /* dim: turned_dim rounded up to whole tiles */
+} amx_operands;
+
+static amx_operands amx_operands_of(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
+    bool v = plan->pass == CUFLASH_FORWARD;
+    int64_t dim = v ? p->head_dim_v : p->head_dim;
+    return (amx_operands){v ? &p->v : &p->k, v ? &p->k : &p->v, dim, v ? p->head_dim : p->head_dim_v,
+                          amx_round_up(dim, AMX_ROWS)};
 }
 
-static int64_t amx_packed_bytes(const cuflash_problem *p) {
-    return amx_value_bytes(p) + amx_round_up((p->seq_k + AMX_BLOCK_N - 1) / AMX_BLOCK_N, 64);
+/* Bytes of a pair's turned operand; behind them a byte for each 128 keys says what is odd among them. */
+static int64_t amx_turned_bytes(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
+    return amx_round_up(p->seq_k, AMX_BLOCK_N) * amx_operands_of(plan, p).dim * 2;
 }
 
-/* Turns 32 keys of V, [key][d], to [d][32]: 16 dimensions at a time, as 32-bit pairs of keys. */
-static int amx_pack_keys(const cuflash_problem *p, int64_t pair, int64_t first, uint16_t *to) {
-    int64_t dim = amx_round_up(p->head_dim_v, AMX_ROWS), left = p->seq_k - first;
+static int64_t amx_packed_bytes(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
+    return amx_turned_bytes(plan, p) + amx_round_up((p->seq_k + AMX_BLOCK_N - 1) / AMX_BLOCK_N, 64);
+}
+
+/* Turns 32 keys, [key][d], to [d][32]: 16 dimensions at a time, as 32-bit pairs of keys. */
+static int amx_turn_keys(const cuflash_problem *p, const amx_operands *of, int64_t pair, int64_t first, uint16_t *to) {
+    int64_t left = p->seq_k - first;
     __mmask32 odd = 0;
-    for (int64_t d = 0; d < dim; d += AMX_ROWS) {
-        __mmask16 inside = d + AMX_ROWS <= p->head_dim_v ? 0xffff : (__mmask16)((1u << (p->head_dim_v - d)) - 1);
+    for (int64_t d = 0; d < of->dim; d += AMX_ROWS) {
+        __mmask16 inside = d + AMX_ROWS <= of->turned_dim ? 0xffff : (__mmask16)((1u << (of->turned_dim - d)) - 1);
         __m512i x[16];
         for (int i = 0; i < 16; i++) { /* of two keys, dimension by dimension */
             __m256i key[2];
             for (int e = 0; e < 2; e++) {
-                const char *row = cuflash_row(&p->v, pair / p->heads_kv, pair % p->heads_kv, first + 2 * i + e);
+                const char *row = cuflash_row(of->turned, pair / p->heads_kv, pair % p->heads_kv, first + 2 * i + e);
                 key[e] = 2 * i + e < left ? _mm256_maskz_loadu_epi16(inside, row + d * 2) : _mm256_setzero_si256();
             }
             __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(key[0]), _mm512_slli_epi32(_mm512_cvtepu16_epi32(key[1]), 16));
-            __m512i exponent = _mm512_and_si512(both, _mm512_set1_epi16(0x7f80));
-            __mmask32 wild = _mm512_cmpeq_epi16_mask(exponent, _mm512_set1_epi16(0x7f80));
-            odd |= wild | (_mm512_testn_epi16_mask(both, _mm512_set1_epi16(0x7f80)) &
-                           _mm512_test_epi16_mask(both, _mm512_set1_epi16(0x7f)));
-            x[i] = _mm512_mask_mov_epi16(both, wild, _mm512_setzero_si512());
+            __mmask32 here = odd_lanes(both);
+            odd |= here;
+            x[i] = _mm512_mask_mov_epi16(both, here, _mm512_setzero_si512());
         }
         for (int bit = 1; bit < 16; bit *= 2) { /* a transpose of 16 x 16: across the diagonal, of 1, 2, 4, 8 */
             const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -303,52 +391,165 @@ static int amx_pack_keys(const cuflash_problem *p, int64_t pair, int64_t first, 
         }
         for (int i = 0; i < 16; i++) _mm512_store_si512(to + (d + i) * AMX_K, x[i]);
     }
-    return odd ? AMX_ODD_V : 0;
+    return odd ? AMX_ODD_TURNED : 0;
 }
 
-static int amx_odd_keys(const cuflash_problem *p, int64_t pair, int64_t first, int64_t count) {
-    __mmask32 odd = 0;
+static int amx_look_at_keys(const cuflash_problem *p, const amx_operands *of, int64_t pair, int64_t first, int64_t count) {
+    __mmask32 denormal = 0;
     for (int64_t j = 0; j < count; j++) {
-        const char *row = cuflash_row(&p->k, pair / p->heads_kv, pair % p->heads_kv, first + j);
-        for (int64_t d = 0; d < p->head_dim; d += 32) {
-            __mmask32 inside = p->head_dim - d >= 32 ? 0xffffffff : (1u << (p->head_dim - d)) - 1;
+        const char *row = cuflash_row(of->in_place, pair / p->heads_kv, pair % p->heads_kv, first + j);
+        for (int64_t d = 0; d < of->in_place_dim; d += 32) {
+            __mmask32 inside = of->in_place_dim - d >= 32 ? 0xffffffff : (1u << (of->in_place_dim - d)) - 1;
             __m512i x = _mm512_maskz_loadu_epi16(inside, row + d * 2);
-            odd |= _mm512_testn_epi16_mask(x, _mm512_set1_epi16(0x7f80)) & _mm512_test_epi16_mask(x, _mm512_set1_epi16(0x7f));
+            denormal |= denormal_lanes(x);
         }
     }
-    return odd ? AMX_ODD_K : 0;
+    return denormal ? AMX_DENORMAL_IN_PLACE : 0;
 }
 
 /* Packs AMX_BLOCK_N keys; `packed` is of all pairs. */
 static void amx_pack(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first, void *packed) {
-    int64_t dim = amx_round_up(p->head_dim_v, AMX_ROWS), left = p->seq_k - first;
+    amx_operands of = amx_operands_of(plan, p);
+    int64_t left = p->seq_k - first;
     char *to = (char *)packed + pair * plan->packed_bytes;
-    int odd = amx_odd_keys(p, pair, first, left < AMX_BLOCK_N ? left : AMX_BLOCK_N);
+    int odd = amx_look_at_keys(p, &of, pair, first, left < AMX_BLOCK_N ? left : AMX_BLOCK_N);
     for (int64_t key = first; key < first + AMX_BLOCK_N; key += AMX_K)
-        odd |= amx_pack_keys(p, pair, key, (uint16_t *)(void *)(to + key * dim * 2));
-    to[amx_value_bytes(p) + first / AMX_BLOCK_N] = (char)odd;
+        odd |= amx_turn_keys(p, &of, pair, key, (uint16_t *)(void *)(to + key * of.dim * 2));
+    to[amx_turned_bytes(plan, p) + first / AMX_BLOCK_N] = (char)odd;
 }
+
+/* ---- Forward ------------------------------------------------------------------------------------ */
 
 /* As attend, with the output. */
 static void amx_attend(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
                        const amx_scratch *x, const char *packed, unsigned ticket) {
-    float c = exponent_scale(p);
+    float c = exponent_scale(p), factor = query_factor(p);
     int64_t dim_v = amx_round_up(p->head_dim_v, AMX_ROWS), steps = amx_round_up(p->head_dim, AMX_K) / AMX_K;
-    int odd_q = amx_load_q(plan, p, block, x->q);
-    const char *odd = packed + amx_value_bytes(p);
+    const char *odd = packed + amx_turned_bytes(plan, p);
+    int denormal_q = amx_load_pairs(plan, block, &p->q, p->head_dim, factor, x->q);
+    amx_right q = {x->q, AMX_PAIRS}, probabilities = {x->pairs, AMX_PAIRS};
     for (int64_t r = 0; r < block->lanes; r++) w->max[r] = -INFINITY, w->sum[r] = 0;
     amx_begin();
     for (int64_t first = 0; first < block->keys && !cuflash_interrupted(ticket); first += AMX_BLOCK_N) {
         int64_t count = block->keys - first < AMX_BLOCK_N ? block->keys - first : AMX_BLOCK_N;
-        amx_left k = amx_load_k(p, block, first, count, x->k);
         int odd_here = odd[first / AMX_BLOCK_N];
-        amx_gemm(amx_round_up(count, 16), block->lanes, steps, &k, x->q, x->s, 0);
-        if (odd_q || odd_here & AMX_ODD_K) amx_add_scores(plan, p, block, first, count, x->s);
+        amx_left k = amx_load_keys(block, &p->k, first, count, p->head_dim, x->k);
+        amx_gemm(amx_round_up(count, 16), block->lanes, steps, k, q, x->s, BLOCK_M, 0);
+        if (denormal_q || odd_here & AMX_DENORMAL_IN_PLACE)
+            amx_add_scores(plan, block, first, count, &p->k, &p->q, p->head_dim, factor, x->s);
         if (first + count > block->shared) mask_tile(block, first, count, -INFINITY, x->s);
-        amx_softmax(block->lanes, x->s, x->p, count, c, w->max, w->sum, w->o_lanes, first > 0 ? p->head_dim_v : 0);
-        amx_left v = {packed + first * dim_v * 2, 2 * AMX_K, AMX_ROWS * 2 * AMX_K, dim_v * 2 * AMX_K};
-        amx_gemm(dim_v, block->lanes, amx_round_up(count, AMX_K) / AMX_K, &v, x->p, w->o_lanes, first > 0);
-        if (odd_here & AMX_ODD_V) amx_add_values(p, block, first, count, x->p, w->o_lanes);
+        amx_softmax(block->lanes, x->s, x->pairs, count, c, w->max, w->sum, w->o_lanes, first > 0 ? p->head_dim_v : 0);
+        amx_gemm(dim_v, block->lanes, amx_round_up(count, AMX_K) / AMX_K, amx_turned_keys(packed, first, dim_v), probabilities,
+                 w->o_lanes, BLOCK_M, first > 0);
+        if (odd_here & AMX_ODD_TURNED) amx_add_to_lanes(block, first, count, &p->v, p->head_dim_v, x->pairs, w->o_lanes);
+    }
+    amx_end();
+}
+
+/* ---- Backward ----------------------------------------------------------------------------------- */
+
+/* The rows of a block, and whether there are odd numbers among them. */
+typedef struct {
+    int q_pairs, d_o_pairs, q_rows, d_o_rows;
+} amx_odd_rows;
+
+/* P and dS of so many keys, two at a time, from scores and dP; 0 where a row does not see a key, where a
+ * lane has no row, and up to a multiple of 32. */
+static inline __attribute__((always_inline)) void amx_gradients(const int masked, const row_block *block, int64_t first,
+                                                                int64_t count, float scale, const scratch *w,
+                                                                const amx_scratch *x) {
+    __m512 c = _mm512_set1_ps(scale);
+    uint16_t *p = (uint16_t *)(void *)x->p, *ds = (uint16_t *)(void *)x->ds;
+    for (int64_t lane = 0; lane < block->lanes; lane += 16) {
+        __m512 max = _mm512_load_ps(w->max + lane), shift = _mm512_load_ps(w->shift + lane);
+        __m512 delta = _mm512_load_ps(w->delta + lane);
+        __m512i limit = _mm512_setzero_si512(); /* keys of the tile, by lane */
+        if (masked) {
+            int32_t seen[16];
+            for (int i = 0; i < 16; i++) {
+                int64_t keys = lane + i < block->rows ? block->limit[lane + i] - first : 0;
+                seen[i] = keys < 0 ? 0 : keys < count ? (int32_t)keys : (int32_t)count;
+            }
+            limit = _mm512_loadu_si512(seen);
+        }
+        for (int64_t j = 0; j < amx_round_up(count, AMX_K); j += 2) {
+            __m512 gradient[2];
+            for (int e = 0; e < 2; e++) {
+                __m512 prob = _mm512_setzero_ps();
+                gradient[e] = prob;
+                if (j + e < count) {
+                    const float *s = x->s + (j + e) * BLOCK_M + lane, *dp = x->dp + (j + e) * BLOCK_M + lane;
+                    prob = amx_exp2(_mm512_fmadd_ps(_mm512_sub_ps(_mm512_load_ps(s), max), c, shift));
+                    gradient[e] = _mm512_mul_ps(prob, _mm512_sub_ps(_mm512_load_ps(dp), delta));
+                    if (masked) {
+                        __mmask16 sees = _mm512_cmpgt_epi32_mask(limit, _mm512_set1_epi32((int32_t)(j + e)));
+                        prob = _mm512_maskz_mov_ps(sees, prob);
+                        gradient[e] = _mm512_maskz_mov_ps(sees, gradient[e]);
+                    }
+                }
+                _mm256_store_si256((__m256i *)(void *)(p + (j + e) * BLOCK_M + lane), (__m256i)_mm512_cvtneps_pbh(prob));
+                _mm256_store_si256((__m256i *)(void *)(ds + (j + e) * BLOCK_M + lane),
+                                   (__m256i)_mm512_cvtneps_pbh(gradient[e]));
+            }
+            amx_store_pairs(x->pairs + j / 2 * AMX_PAIRS + lane * 4, gradient[0], gradient[1]);
+        }
+    }
+}
+
+static void amx_backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
+                              int64_t count, amx_odd_rows odd, int odd_keys, const char *packed, const scratch *w,
+                              const amx_scratch *x, float *dk, float *dv) {
+    int64_t keys = amx_round_up(count, 16), dim = amx_round_up(p->head_dim, AMX_ROWS);
+    int64_t row_steps = amx_round_up(block->rows, AMX_K) / AMX_K;
+    amx_left k = amx_load_keys(block, &p->k, first, count, p->head_dim, x->k);
+    amx_left v = amx_load_keys(block, &p->v, first, count, p->head_dim_v, x->v);
+    amx_gemm(keys, block->lanes, amx_round_up(p->head_dim, AMX_K) / AMX_K, k, (amx_right){x->q, AMX_PAIRS}, x->s, BLOCK_M, 0);
+    amx_gemm(keys, block->lanes, amx_round_up(p->head_dim_v, AMX_K) / AMX_K, v, (amx_right){x->d_o, AMX_PAIRS}, x->dp, BLOCK_M,
+             0);
+    if (odd.q_pairs || odd_keys & AMX_ODD_TURNED)
+        amx_add_scores(plan, block, first, count, &p->k, &p->q, p->head_dim, query_factor(p), x->s);
+    if (odd.d_o_pairs || odd_keys & AMX_DENORMAL_IN_PLACE)
+        amx_add_scores(plan, block, first, count, &p->v, &p->d_o, p->head_dim_v, 1, x->dp);
+    if (first + count > block->shared || block->rows < block->lanes)
+        amx_gradients(1, block, first, count, exponent_scale(p), w, x);
+    else
+        amx_gradients(0, block, first, count, exponent_scale(p), w, x);
+    const int64_t row = BLOCK_M * 2;
+    if (p->dv.data) {
+        dv += first * plan->pad_dv;
+        amx_gemm(keys, plan->pad_dv, row_steps, (amx_left){x->p, row, 16 * row, 64}, (amx_right){x->d_o_rows, plan->pad_dv * 4},
+                 dv, plan->pad_dv, 1);
+        if (odd.d_o_rows) amx_add_to_keys(plan, block, first, count, &p->d_o, p->head_dim_v, x->p, dv, plan->pad_dv);
+    }
+    if (p->dk.data) {
+        dk += first * plan->pad_d;
+        amx_gemm(keys, plan->pad_d, row_steps, (amx_left){x->ds, row, 16 * row, 64}, (amx_right){x->q_rows, plan->pad_d * 4},
+                 dk, plan->pad_d, 1);
+        if (odd.q_rows) amx_add_to_keys(plan, block, first, count, &p->q, p->head_dim, x->ds, dk, plan->pad_d);
+    }
+    if (p->dq.data) {
+        amx_gemm(dim, block->lanes, amx_round_up(count, AMX_K) / AMX_K, amx_turned_keys(packed, first, dim),
+                 (amx_right){x->pairs, AMX_PAIRS}, w->dq_lanes, BLOCK_M, 1);
+        if (odd_keys & AMX_ODD_TURNED) amx_add_to_lanes(block, first, count, &p->k, p->head_dim, x->pairs, w->dq_lanes);
+    }
+}
+
+/* All tiles of a block: adds to dq_lanes, and to dk and dv of the split. */
+static void amx_backward_block(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
+                               const amx_scratch *x, const char *packed, float *dk, float *dv, unsigned ticket) {
+    const char *odd_keys = packed + amx_turned_bytes(plan, p);
+    amx_odd_rows odd = {amx_load_pairs(plan, block, &p->q, p->head_dim, query_factor(p), x->q),
+                        amx_load_pairs(plan, block, &p->d_o, p->head_dim_v, 1, x->d_o),
+                        amx_load_row_pairs(plan, block, &p->q, p->head_dim, plan->pad_d, x->q_rows),
+                        amx_load_row_pairs(plan, block, &p->d_o, p->head_dim_v, plan->pad_dv, x->d_o_rows)};
+    if (block->lanes < BLOCK_M) { /* columns of P and dS that no lane writes */
+        memset(x->p, 0, AMX_BLOCK_N * BLOCK_M * 2);
+        memset(x->ds, 0, AMX_BLOCK_N * BLOCK_M * 2);
+    }
+    amx_begin();
+    for (int64_t first = 0; first < block->keys && !cuflash_interrupted(ticket); first += AMX_BLOCK_N) {
+        int64_t count = block->keys - first < AMX_BLOCK_N ? block->keys - first : AMX_BLOCK_N;
+        amx_backward_tile(plan, p, block, first, count, odd, odd_keys[first / AMX_BLOCK_N], packed, w, x, dk, dv);
     }
     amx_end();
 }

@@ -112,24 +112,25 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     pthread_once(&choose_once, choose);
     if (!chosen) return cuflash_fail(CUFLASH_INVALID_ARGUMENT, "%s", refusal);
     const cuflash_cpu_kernels *kernels = chosen;
-    *plan = (cuflash_cpu_plan){.kernels = kernels};
+    *plan = (cuflash_cpu_plan){.kernels = kernels, .pass = pass};
     plan->group = p->heads / p->heads_kv;
     plan->pairs = p->batch * p->heads_kv;
     plan->rows = plan->group * p->seq_q;
     plan->row_blocks = (plan->rows + kernels->block_m - 1) / kernels->block_m;
     plan->pad_d = round_up(p->head_dim, kernels->vector);
     plan->pad_dv = round_up(p->head_dim_v, kernels->vector);
+    plan->pad_k = round_up(p->seq_k, 16);
     plan->splits = (BACKWARD_UNITS + plan->pairs - 1) / plan->pairs;
     if (plan->splits > plan->row_blocks) plan->splits = plan->row_blocks;
     plan->units = plan->pairs * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
     plan->threads = worthwhile_threads(p, threads, plan->units);
     /* A pair of few rows is not worth packing for. */
     enum { ENOUGH_ROWS = 32 };
-    if (kernels->packed_bytes && pass == CUFLASH_FORWARD && p->dtype == CUFLASH_BFLOAT16 && plan->rows >= ENOUGH_ROWS)
-        plan->packed_bytes = kernels->packed_bytes(p);
+    if (kernels->packed_bytes && p->dtype == CUFLASH_BFLOAT16 && plan->rows >= ENOUGH_ROWS)
+        plan->packed_bytes = kernels->packed_bytes(plan, p);
     plan->scratch_floats = round_up(kernels->scratch_floats(plan, p, pass), 16);
     int64_t floats = 0, partials = 0, packed = 0;
-    if ((pass == CUFLASH_BACKWARD && __builtin_mul_overflow(p->seq_k, plan->pad_d + plan->pad_dv, &plan->partial_floats)) ||
+    if ((pass == CUFLASH_BACKWARD && __builtin_mul_overflow(plan->pad_k, plan->pad_d + plan->pad_dv, &plan->partial_floats)) ||
         __builtin_mul_overflow(plan->threads, plan->scratch_floats, &floats) ||
         __builtin_mul_overflow(plan->units, plan->partial_floats, &partials) ||
         __builtin_add_overflow(floats, partials, &floats) ||
@@ -164,7 +165,7 @@ typedef struct {
     const cuflash_problem *p;
     float *scratch;  /* [threads][scratch_floats] */
     float *partials; /* backward: [units][partial_floats] */
-    void *packed;    /* forward: [pairs][packed_bytes] */
+    void *packed;    /* [pairs][packed_bytes] */
     unsigned ticket;
 } work;
 
@@ -177,7 +178,7 @@ static void forward_units(void *context, int64_t begin, int64_t end, int thread)
 static void backward_units(void *context, int64_t begin, int64_t end, int thread) {
     const work *w = context;
     for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++)
-        w->plan->kernels->backward(w->plan, w->p, unit, w->scratch + thread * w->plan->scratch_floats,
+        w->plan->kernels->backward(w->plan, w->p, unit, w->scratch + thread * w->plan->scratch_floats, w->packed,
                                    w->partials + unit * w->plan->partial_floats, w->ticket);
 }
 
@@ -206,12 +207,13 @@ static void finish_units(void *context, int64_t begin, int64_t end, int thread) 
 void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace,
                      unsigned ticket) {
     work w = {.plan = plan, .p = p, .scratch = workspace, .ticket = ticket};
-    w.packed = w.partials = w.scratch + plan->threads * plan->scratch_floats;
+    w.packed = w.scratch + plan->threads * plan->scratch_floats;
+    w.partials = (float *)w.packed + plan->pairs * (plan->packed_bytes / 4);
+    if (plan->packed_bytes > 0) {
+        int64_t size = plan->kernels->pack_n;
+        cuflash_parallel_for(plan->threads, plan->pairs * ((p->seq_k + size - 1) / size), 1, pack_units, &w);
+    }
     if (pass == CUFLASH_FORWARD) {
-        if (plan->packed_bytes > 0) {
-            int64_t size = plan->kernels->pack_n;
-            cuflash_parallel_for(plan->threads, plan->pairs * ((p->seq_k + size - 1) / size), 1, pack_units, &w);
-        }
         cuflash_parallel_for(plan->threads, plan->units, 1, forward_units, &w);
         return;
     }

@@ -8,6 +8,7 @@
  * by position: row r is position r / group of query head r % group. They share K and V, so a block of rows does. */
 typedef struct {
     const struct cuflash_cpu_kernels *kernels;
+    cuflash_pass pass;
     int threads;
     int64_t group;          /* query heads per KV head */
     int64_t pairs;          /* batch * heads_kv */
@@ -16,9 +17,10 @@ typedef struct {
     int64_t units;          /* pieces of work that threads take: forward row blocks, backward splits */
     int64_t splits;         /* backward: parts a pair's row blocks are dealt out to, each with its own dk and dv */
     int64_t pad_d, pad_dv;  /* head dimensions rounded up to whole vectors */
+    int64_t pad_k;          /* seq_k rounded up to 16 */
     int64_t scratch_floats; /* per thread */
-    int64_t packed_bytes;   /* forward, per pair: V as the kernels want it, or 0 */
-    int64_t partial_floats; /* backward, per split: dk [seq_k][pad_d], then dv [seq_k][pad_dv] */
+    int64_t packed_bytes;   /* per pair: V (forward) or K (backward) as matrix units want it, or 0 */
+    int64_t partial_floats; /* backward, per split: dk [pad_k][pad_d], then dv [pad_k][pad_dv] */
 } cuflash_cpu_plan;
 
 /* What an instruction set provides: its row of the table in cpu.c. */
@@ -32,13 +34,13 @@ typedef struct cuflash_cpu_kernels {
     /* One unit of work of each kind. */
     void (*forward)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *scratch, const void *packed,
                     unsigned ticket);
-    void (*backward)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *scratch, float *partial,
-                     unsigned ticket);
+    void (*backward)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *scratch, const void *packed,
+                     float *partial, unsigned ticket);
     /* Sums the splits of block_n keys of a pair and writes dk and dv. */
     void (*backward_finish)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first_key,
                             int64_t keys, const float *partials);
-    /* bfloat16 on matrix units, or NULL: the bytes that a pair's V takes packed, and packing of pack_n keys. */
-    int64_t (*packed_bytes)(const cuflash_problem *p);
+    /* bfloat16 on matrix units, or NULL: the bytes that a pair takes packed, and packing of pack_n keys. */
+    int64_t (*packed_bytes)(const cuflash_cpu_plan *plan, const cuflash_problem *p);
     void (*pack)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first_key, void *packed);
     int pack_n;
 } cuflash_cpu_kernels;

@@ -202,7 +202,7 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
     TAKE(sum, BLOCK_M);
     if (pass == CUFLASH_FORWARD) return used;
     TAKE(d_o_lanes, p->head_dim_v * BLOCK_M);
-    TAKE(dq_lanes, p->head_dim * BLOCK_M);
+    TAKE(dq_lanes, (p->head_dim + 15) / 16 * 16 * BLOCK_M);
     TAKE(q_rows, plan->pad_d * BLOCK_M);
     TAKE(d_o_rows, plan->pad_dv * BLOCK_M);
     TAKE(ds, BLOCK_N * BLOCK_M);
@@ -324,7 +324,7 @@ static void attend_forward(const cuflash_cpu_plan *plan, const cuflash_problem *
     int64_t used = lay_out(plan, p, CUFLASH_FORWARD, base, &(scratch){0});
     if (plan->packed_bytes > 0) {
         amx_scratch x;
-        amx_lay_out(p, base + used, &x);
+        amx_lay_out(plan, p, base + used, &x);
         int64_t pair = block->batch * p->heads_kv + block->head_kv;
         amx_attend(plan, p, block, w, &x, (const char *)packed + pair * plan->packed_bytes, ticket);
         return;
@@ -452,29 +452,45 @@ static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p
     }
 }
 
+/* All tiles of a block: adds to dq_lanes, and to dk and dv of the split. */
+static void backward_block(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
+                           float *more, const void *packed, float *dk, float *dv, unsigned ticket) {
+#ifdef __AMX_BF16__
+    if (plan->packed_bytes > 0) {
+        amx_scratch x;
+        amx_lay_out(plan, p, more, &x);
+        int64_t pair = block->batch * p->heads_kv + block->head_kv;
+        amx_backward_block(plan, p, block, w, &x, (const char *)packed + pair * plan->packed_bytes, dk, dv, ticket);
+        return;
+    }
+#else
+    (void)more, (void)packed;
+#endif
+    load_lanes(plan, block, &p->d_o, p->head_dim_v, 1, w->d_o_lanes);
+    load_rows(plan, block, &p->q, p->head_dim, plan->pad_d, w->q_rows);
+    finite_rows finite = {all_finite(w->q_rows, plan->pad_d, block->rows, plan->pad_d),
+                          all_finite(w->d_o_rows, plan->pad_dv, block->rows, plan->pad_dv)};
+    for (int64_t first = 0; first < block->keys && !cuflash_interrupted(ticket); first += BLOCK_N)
+        backward_tile(plan, p, block, first, tile_size(block, first), finite, w, dk, dv);
+}
+
 /* One split of a pair: its row blocks one after the other; dq is theirs alone, dk and dv are summed in partial. */
-static void backward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *base, float *partial,
-                     unsigned ticket) {
+static void backward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *base, const void *packed,
+                     float *partial, unsigned ticket) {
     int64_t pair = unit / plan->splits, split = unit % plan->splits;
-    float *dk = partial, *dv = partial + p->seq_k * plan->pad_d;
+    float *dk = partial, *dv = partial + plan->pad_k * plan->pad_d;
     scratch w;
-    lay_out(plan, p, CUFLASH_BACKWARD, base, &w);
+    int64_t used = lay_out(plan, p, CUFLASH_BACKWARD, base, &w);
     memset(partial, 0, (size_t)plan->partial_floats * sizeof *partial);
     for (int64_t index = split; index < plan->row_blocks; index += plan->splits) {
         row_block block = block_at(plan, p, pair, index);
         load_lanes(plan, &block, &p->q, p->head_dim, query_factor(p), w.q_lanes);
-        load_lanes(plan, &block, &p->d_o, p->head_dim_v, 1, w.d_o_lanes);
-        load_rows(plan, &block, &p->q, p->head_dim, plan->pad_d, w.q_rows);
         load_rows(plan, &block, &p->d_o, p->head_dim_v, plan->pad_dv, w.d_o_rows);
         load_delta(plan, p, &block, &w);
         load_softmax(plan, p, &block, &w, ticket);
-        memset(w.dq_lanes, 0, (size_t)(p->head_dim * BLOCK_M) * sizeof *w.dq_lanes);
-        finite_rows finite = {all_finite(w.q_rows, plan->pad_d, block.rows, plan->pad_d),
-                              all_finite(w.d_o_rows, plan->pad_dv, block.rows, plan->pad_dv)};
-        for (int64_t first = 0; first < block.keys; first += BLOCK_N) {
-            if (cuflash_interrupted(ticket)) return;
-            backward_tile(plan, p, &block, first, tile_size(&block, first), finite, &w, dk, dv);
-        }
+        memset(w.dq_lanes, 0, (size_t)((p->head_dim + 15) / 16 * 16 * BLOCK_M) * sizeof *w.dq_lanes);
+        backward_block(plan, p, &block, &w, base + used, packed, dk, dv, ticket);
+        if (cuflash_interrupted(ticket)) return;
         if (!p->dq.data) continue;
         for (int64_t r = 0; r < block.rows; r++) {
             w.delta[r] = (float)p->scale;
@@ -499,7 +515,7 @@ static void sum_splits(const cuflash_cpu_plan *plan, const cuflash_operand *x, i
 static void backward_finish(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first, int64_t keys,
                             const float *partials) {
     int64_t b = pair / p->heads_kv, h = pair % p->heads_kv;
-    const float *dk = partials + pair * plan->splits * plan->partial_floats, *dv = dk + p->seq_k * plan->pad_d;
+    const float *dk = partials + pair * plan->splits * plan->partial_floats, *dv = dk + plan->pad_k * plan->pad_d;
     for (int64_t key = first; key < first + keys; key++) {
         sum_splits(plan, &p->dk, b, h, key, p->head_dim, dk + key * plan->pad_d, (float)p->scale);
         sum_splits(plan, &p->dv, b, h, key, p->head_dim_v, dv + key * plan->pad_dv, 1);
@@ -513,7 +529,7 @@ static int64_t scratch_floats(const cuflash_cpu_plan *plan, const cuflash_proble
     int64_t used = lay_out(plan, p, pass, (float *)(uintptr_t)ALIGNMENT, &w); /* only the sizes count */
 #ifdef __AMX_BF16__
     amx_scratch x;
-    if (plan->packed_bytes > 0) used += amx_lay_out(p, (float *)(uintptr_t)ALIGNMENT, &x);
+    if (plan->packed_bytes > 0) used += amx_lay_out(plan, p, (float *)(uintptr_t)ALIGNMENT, &x);
 #endif
     return used;
 }

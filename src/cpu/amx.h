@@ -23,10 +23,6 @@ enum {
     AMX_PAIRS = 2 * BLOCK_M * 2 /* bytes of a pair of k, of all rows of a block */
 };
 
-static int64_t amx_round_up(int64_t x, int64_t to) {
-    return (x + to - 1) / to * to;
-}
-
 static void amx_begin(void) {
     struct {
         uint8_t palette, start_row, reserved[14];
@@ -141,7 +137,7 @@ static inline __attribute__((always_inline)) void amx_softmax_lanes(const int V,
             total[v] = _mm512_add_ps(total[v], _mm512_add_ps(first, second));
             amx_store_pairs(pairs + j / 2 * AMX_PAIRS + v * 64, first, second);
         }
-    for (; j < amx_round_up(count, AMX_K); j += 2)
+    for (; j < cuflash_round_up(count, AMX_K); j += 2)
         for (int v = 0; v < V; v++) {
             __m512 first = _mm512_setzero_ps();
             if (j < count) {
@@ -266,7 +262,7 @@ typedef struct {
 } amx_scratch;
 
 static int64_t amx_lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, float *base, amx_scratch *w) {
-    int64_t used = 0, dim = amx_round_up(p->head_dim, AMX_K), dim_v = amx_round_up(p->head_dim_v, AMX_K);
+    int64_t used = 0, dim = cuflash_round_up(p->head_dim, AMX_K), dim_v = cuflash_round_up(p->head_dim_v, AMX_K);
     char *at = (char *)base;
 #define TAKE(name, bytes) w->name = (void *)(at + used), used += ((bytes) + 63) / 64 * 64
     TAKE(q, dim * BLOCK_M * 2);
@@ -289,7 +285,7 @@ static int64_t amx_lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *
 static int amx_load_pairs(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
                           float factor, char *to) {
     uint16_t sign = factor < 0 ? 0x8000 : 0;
-    memset(to, 0, (size_t)(amx_round_up(dim, AMX_K) * BLOCK_M * 2));
+    memset(to, 0, (size_t)(cuflash_round_up(dim, AMX_K) * BLOCK_M * 2));
     int odd = 0;
     for (int64_t r = 0; r < block->rows && factor != 0; r++) {
         const uint16_t *row = amx_query_row(plan, block, x, r);
@@ -323,11 +319,21 @@ static int amx_load_row_pairs(const cuflash_cpu_plan *plan, const row_block *blo
 static amx_left amx_load_keys(const row_block *block, const cuflash_operand *x, int64_t first, int64_t count, int64_t dim,
                               char *buffer) {
     const char *rows = cuflash_row(x, block->batch, block->head_kv, first);
-    int64_t step = x->seq * 2, whole = amx_round_up(dim, AMX_K);
+    int64_t step = x->seq * 2, whole = cuflash_round_up(dim, AMX_K);
     if (dim == whole && count % 16 == 0) return (amx_left){rows, step, 16 * step, 64};
-    memset(buffer, 0, (size_t)(amx_round_up(count, 16) * whole * 2));
+    memset(buffer, 0, (size_t)(cuflash_round_up(count, 16) * whole * 2));
     for (int64_t j = 0; j < count; j++) memcpy(buffer + j * whole * 2, rows + j * step, (size_t)dim * 2);
     return (amx_left){buffer, whole * 2, 16 * whole * 2, 64};
+}
+
+/* s[key][row] = x y, of keys' x and rows' y, which are the pairs; `denormal`: there are some in either. */
+static void amx_multiply_rows(const cuflash_cpu_plan *plan, const row_block *block, int64_t first, int64_t count,
+                              const cuflash_operand *keys, char *buffer, const cuflash_operand *rows, const char *pairs,
+                              int64_t dim, float factor, int denormal, float *s) {
+    amx_left x = amx_load_keys(block, keys, first, count, dim, buffer);
+    amx_gemm(cuflash_round_up(count, 16), block->lanes, cuflash_round_up(dim, AMX_K) / AMX_K, x, (amx_right){pairs, AMX_PAIRS},
+             s, BLOCK_M, 0);
+    if (denormal) amx_add_scores(plan, block, first, count, keys, rows, dim, factor, s);
 }
 
 static amx_left amx_turned_keys(const char *packed, int64_t first, int64_t dim) {
@@ -346,16 +352,16 @@ static amx_operands amx_operands_of(const cuflash_cpu_plan *plan, const cuflash_
     bool v = plan->pass == CUFLASH_FORWARD;
     int64_t dim = v ? p->head_dim_v : p->head_dim;
     return (amx_operands){v ? &p->v : &p->k, v ? &p->k : &p->v, dim, v ? p->head_dim : p->head_dim_v,
-                          amx_round_up(dim, AMX_ROWS)};
+                          cuflash_round_up(dim, AMX_ROWS)};
 }
 
 /* Bytes of a pair's turned operand; behind them a byte for each 128 keys says what is odd among them. */
 static int64_t amx_turned_bytes(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
-    return amx_round_up(p->seq_k, AMX_BLOCK_N) * amx_operands_of(plan, p).dim * 2;
+    return cuflash_round_up(p->seq_k, AMX_BLOCK_N) * amx_operands_of(plan, p).dim * 2;
 }
 
 static int64_t amx_packed_bytes(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
-    return amx_turned_bytes(plan, p) + amx_round_up((p->seq_k + AMX_BLOCK_N - 1) / AMX_BLOCK_N, 64);
+    return amx_turned_bytes(plan, p) + cuflash_round_up((p->seq_k + AMX_BLOCK_N - 1) / AMX_BLOCK_N, 64);
 }
 
 /* Turns 32 keys, [key][d], to [d][32]: 16 dimensions at a time, as 32-bit pairs of keys. */
@@ -424,23 +430,21 @@ static void amx_pack(const cuflash_cpu_plan *plan, const cuflash_problem *p, int
 static void amx_attend(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
                        const amx_scratch *x, const char *packed, unsigned ticket) {
     float c = exponent_scale(p), factor = query_factor(p);
-    int64_t dim_v = amx_round_up(p->head_dim_v, AMX_ROWS), steps = amx_round_up(p->head_dim, AMX_K) / AMX_K;
+    int64_t dim_v = cuflash_round_up(p->head_dim_v, AMX_ROWS);
     const char *odd = packed + amx_turned_bytes(plan, p);
     int denormal_q = amx_load_pairs(plan, block, &p->q, p->head_dim, factor, x->q);
-    amx_right q = {x->q, AMX_PAIRS}, probabilities = {x->pairs, AMX_PAIRS};
+    amx_right probabilities = {x->pairs, AMX_PAIRS};
     for (int64_t r = 0; r < block->lanes; r++) w->max[r] = -INFINITY, w->sum[r] = 0;
     amx_begin();
     for (int64_t first = 0; first < block->keys && !cuflash_interrupted(ticket); first += AMX_BLOCK_N) {
         int64_t count = block->keys - first < AMX_BLOCK_N ? block->keys - first : AMX_BLOCK_N;
         int odd_here = odd[first / AMX_BLOCK_N];
-        amx_left k = amx_load_keys(block, &p->k, first, count, p->head_dim, x->k);
-        amx_gemm(amx_round_up(count, 16), block->lanes, steps, k, q, x->s, BLOCK_M, 0);
-        if (denormal_q || odd_here & AMX_DENORMAL_IN_PLACE)
-            amx_add_scores(plan, block, first, count, &p->k, &p->q, p->head_dim, factor, x->s);
+        amx_multiply_rows(plan, block, first, count, &p->k, x->k, &p->q, x->q, p->head_dim, factor,
+                          denormal_q || odd_here & AMX_DENORMAL_IN_PLACE, x->s);
         if (first + count > block->shared) mask_tile(block, first, count, -INFINITY, x->s);
         amx_softmax(block->lanes, x->s, x->pairs, count, c, w->max, w->sum, w->o_lanes, first > 0 ? p->head_dim_v : 0);
-        amx_gemm(dim_v, block->lanes, amx_round_up(count, AMX_K) / AMX_K, amx_turned_keys(packed, first, dim_v), probabilities,
-                 w->o_lanes, BLOCK_M, first > 0);
+        amx_gemm(dim_v, block->lanes, cuflash_round_up(count, AMX_K) / AMX_K, amx_turned_keys(packed, first, dim_v),
+                 probabilities, w->o_lanes, BLOCK_M, first > 0);
         if (odd_here & AMX_ODD_TURNED) amx_add_to_lanes(block, first, count, &p->v, p->head_dim_v, x->pairs, w->o_lanes);
     }
     amx_end();
@@ -465,14 +469,11 @@ static inline __attribute__((always_inline)) void amx_gradients(const int masked
         __m512 delta = _mm512_load_ps(w->delta + lane);
         __m512i limit = _mm512_setzero_si512(); /* keys of the tile, by lane */
         if (masked) {
-            int32_t seen[16];
-            for (int i = 0; i < 16; i++) {
-                int64_t keys = lane + i < block->rows ? block->limit[lane + i] - first : 0;
-                seen[i] = keys < 0 ? 0 : keys < count ? (int32_t)keys : (int32_t)count;
-            }
-            limit = _mm512_loadu_si512(seen);
+            int64_t rows = block->rows - lane;
+            __mmask16 there = rows >= 16 ? 0xffff : (__mmask16)((1u << rows) - 1);
+            limit = _mm512_maskz_mov_epi32(there, (__m512i)seen_keys(block, lane, first, count));
         }
-        for (int64_t j = 0; j < amx_round_up(count, AMX_K); j += 2) {
+        for (int64_t j = 0; j < cuflash_round_up(count, AMX_K); j += 2) {
             __m512 gradient[2];
             for (int e = 0; e < 2; e++) {
                 __m512 prob = _mm512_setzero_ps();
@@ -499,17 +500,12 @@ static inline __attribute__((always_inline)) void amx_gradients(const int masked
 static void amx_backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
                               int64_t count, amx_odd_rows odd, int odd_keys, const char *packed, const scratch *w,
                               const amx_scratch *x, float *dk, float *dv) {
-    int64_t keys = amx_round_up(count, 16), dim = amx_round_up(p->head_dim, AMX_ROWS);
-    int64_t row_steps = amx_round_up(block->rows, AMX_K) / AMX_K;
-    amx_left k = amx_load_keys(block, &p->k, first, count, p->head_dim, x->k);
-    amx_left v = amx_load_keys(block, &p->v, first, count, p->head_dim_v, x->v);
-    amx_gemm(keys, block->lanes, amx_round_up(p->head_dim, AMX_K) / AMX_K, k, (amx_right){x->q, AMX_PAIRS}, x->s, BLOCK_M, 0);
-    amx_gemm(keys, block->lanes, amx_round_up(p->head_dim_v, AMX_K) / AMX_K, v, (amx_right){x->d_o, AMX_PAIRS}, x->dp, BLOCK_M,
-             0);
-    if (odd.q_pairs || odd_keys & AMX_ODD_TURNED)
-        amx_add_scores(plan, block, first, count, &p->k, &p->q, p->head_dim, query_factor(p), x->s);
-    if (odd.d_o_pairs || odd_keys & AMX_DENORMAL_IN_PLACE)
-        amx_add_scores(plan, block, first, count, &p->v, &p->d_o, p->head_dim_v, 1, x->dp);
+    int64_t keys = cuflash_round_up(count, 16), dim = cuflash_round_up(p->head_dim, AMX_ROWS);
+    int64_t row_steps = cuflash_round_up(block->rows, AMX_K) / AMX_K;
+    amx_multiply_rows(plan, block, first, count, &p->k, x->k, &p->q, x->q, p->head_dim, query_factor(p),
+                      odd.q_pairs || odd_keys & AMX_ODD_TURNED, x->s);
+    amx_multiply_rows(plan, block, first, count, &p->v, x->v, &p->d_o, x->d_o, p->head_dim_v, 1,
+                      odd.d_o_pairs || odd_keys & AMX_DENORMAL_IN_PLACE, x->dp);
     if (first + count > block->shared || block->rows < block->lanes)
         amx_gradients(1, block, first, count, exponent_scale(p), w, x);
     else
@@ -528,7 +524,7 @@ static void amx_backward_tile(const cuflash_cpu_plan *plan, const cuflash_proble
         if (odd.q_rows) amx_add_to_keys(plan, block, first, count, &p->q, p->head_dim, x->ds, dk, plan->pad_d);
     }
     if (p->dq.data) {
-        amx_gemm(dim, block->lanes, amx_round_up(count, AMX_K) / AMX_K, amx_turned_keys(packed, first, dim),
+        amx_gemm(dim, block->lanes, cuflash_round_up(count, AMX_K) / AMX_K, amx_turned_keys(packed, first, dim),
                  (amx_right){x->pairs, AMX_PAIRS}, w->dq_lanes, BLOCK_M, 1);
         if (odd_keys & AMX_ODD_TURNED) amx_add_to_lanes(block, first, count, &p->k, p->head_dim, x->pairs, w->dq_lanes);
     }

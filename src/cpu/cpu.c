@@ -89,10 +89,6 @@ const char *cuflash_cpu_isa(void) {
 
 /* ---- Plan --------------------------------------------------------------------------------------- */
 
-static int64_t round_up(int64_t x, int64_t to) {
-    return (x + to - 1) / to * to;
-}
-
 /* Pieces of work that a backward is cut into, at least: enough to keep many threads busy, and few enough that the
  * partial dk and dv of each stay small. They depend on the problem alone, so that results do not depend on the
  * number of threads. */
@@ -117,9 +113,9 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     plan->pairs = p->batch * p->heads_kv;
     plan->rows = plan->group * p->seq_q;
     plan->row_blocks = (plan->rows + kernels->block_m - 1) / kernels->block_m;
-    plan->pad_d = round_up(p->head_dim, kernels->vector);
-    plan->pad_dv = round_up(p->head_dim_v, kernels->vector);
-    plan->pad_k = round_up(p->seq_k, 16);
+    plan->pad_d = cuflash_round_up(p->head_dim, kernels->vector);
+    plan->pad_dv = cuflash_round_up(p->head_dim_v, kernels->vector);
+    plan->pad_k = cuflash_round_up(p->seq_k, 16);
     plan->splits = (BACKWARD_UNITS + plan->pairs - 1) / plan->pairs;
     if (plan->splits > plan->row_blocks) plan->splits = plan->row_blocks;
     plan->units = plan->pairs * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
@@ -128,7 +124,7 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     enum { ENOUGH_ROWS = 32 };
     if (kernels->packed_bytes && p->dtype == CUFLASH_BFLOAT16 && plan->rows >= ENOUGH_ROWS)
         plan->packed_bytes = kernels->packed_bytes(plan, p);
-    plan->scratch_floats = round_up(kernels->scratch_floats(plan, p, pass), 16);
+    plan->scratch_floats = cuflash_round_up(kernels->scratch_floats(plan, p, pass), 16);
     int64_t floats = 0, partials = 0, packed = 0;
     if ((pass == CUFLASH_BACKWARD && __builtin_mul_overflow(plan->pad_k, plan->pad_d + plan->pad_dv, &plan->partial_floats)) ||
         __builtin_mul_overflow(plan->threads, plan->scratch_floats, &floats) ||
@@ -182,14 +178,15 @@ static void backward_units(void *context, int64_t begin, int64_t end, int thread
                                    w->partials + unit * w->plan->partial_floats, w->ticket);
 }
 
-static int64_t key_blocks(const work *w) {
-    return (w->p->seq_k + w->plan->kernels->block_n - 1) / w->plan->kernels->block_n;
+/* Blocks of so many keys. */
+static int64_t key_blocks(const work *w, int64_t size) {
+    return (w->p->seq_k + size - 1) / size;
 }
 
 static void pack_units(void *context, int64_t begin, int64_t end, int thread) {
     (void)thread;
     const work *w = context;
-    int64_t size = w->plan->kernels->pack_n, blocks = (w->p->seq_k + size - 1) / size;
+    int64_t size = w->plan->kernels->pack_n, blocks = key_blocks(w, size);
     for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++)
         w->plan->kernels->pack(w->plan, w->p, unit / blocks, unit % blocks * size, w->packed);
 }
@@ -197,7 +194,7 @@ static void pack_units(void *context, int64_t begin, int64_t end, int thread) {
 static void finish_units(void *context, int64_t begin, int64_t end, int thread) {
     (void)thread;
     const work *w = context;
-    int64_t blocks = key_blocks(w), size = w->plan->kernels->block_n;
+    int64_t size = w->plan->kernels->block_n, blocks = key_blocks(w, size);
     for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++) {
         int64_t first = unit % blocks * size, left = w->p->seq_k - first;
         w->plan->kernels->backward_finish(w->plan, w->p, unit / blocks, first, left < size ? left : size, w->partials);
@@ -209,14 +206,13 @@ void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuf
     work w = {.plan = plan, .p = p, .scratch = workspace, .ticket = ticket};
     w.packed = w.scratch + plan->threads * plan->scratch_floats;
     w.partials = (float *)w.packed + plan->pairs * (plan->packed_bytes / 4);
-    if (plan->packed_bytes > 0) {
-        int64_t size = plan->kernels->pack_n;
-        cuflash_parallel_for(plan->threads, plan->pairs * ((p->seq_k + size - 1) / size), 1, pack_units, &w);
-    }
+    if (plan->packed_bytes > 0)
+        cuflash_parallel_for(plan->threads, plan->pairs * key_blocks(&w, plan->kernels->pack_n), 1, pack_units, &w);
     if (pass == CUFLASH_FORWARD) {
         cuflash_parallel_for(plan->threads, plan->units, 1, forward_units, &w);
         return;
     }
     cuflash_parallel_for(plan->threads, plan->units, 1, backward_units, &w);
-    if (p->dk.data || p->dv.data) cuflash_parallel_for(plan->threads, plan->pairs * key_blocks(&w), 1, finish_units, &w);
+    if (p->dk.data || p->dv.data)
+        cuflash_parallel_for(plan->threads, plan->pairs * key_blocks(&w, plan->kernels->block_n), 1, finish_units, &w);
 }

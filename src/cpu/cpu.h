@@ -4,6 +4,10 @@
 
 #include "problem.h"
 
+static inline int64_t cuflash_round_up(int64_t x, int64_t to) {
+    return (x + to - 1) / to * to;
+}
+
 /* How a problem is cut up. The rows of a (batch, KV head) pair are the query rows of all its query heads, position
  * by position: row r is position r / group of query head r % group. They share K and V, so a block of rows does. */
 typedef struct {

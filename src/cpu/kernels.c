@@ -122,14 +122,20 @@ static key_tile load_keys(const row_block *block, const cuflash_operand *x, int6
 
 /* ---- Masking ------------------------------------------------------------------------------------ */
 
+/* How many keys of a tile a vector of lanes sees. */
+static vi seen_keys(const row_block *block, int64_t lane, int64_t first, int64_t count) {
+    vi seen;
+    for (int i = 0; i < VL; i++) {
+        int64_t keys = block->limit[lane + i] - first;
+        seen[i] = keys < 0 ? 0 : keys < count ? (int32_t)keys : (int32_t)count;
+    }
+    return seen;
+}
+
 /* Writes value where a row does not see a key; x is [key][row], its first key number `first`. */
 static void mask_tile(const row_block *block, int64_t first, int64_t count, float value, float *x) {
     for (int64_t lane = 0; lane < block->lanes; lane += VL) {
-        vi seen; /* keys of the tile, by lane */
-        for (int i = 0; i < VL; i++) {
-            int64_t keys = block->limit[lane + i] - first;
-            seen[i] = keys < 0 ? 0 : keys < count ? (int32_t)keys : (int32_t)count;
-        }
+        vi seen = seen_keys(block, lane, first, count);
         for (int32_t j = 0; j < (int32_t)count; j++) {
             float *at = x + j * BLOCK_M + lane;
             v_store(at, v_select(seen <= j, v_set(value), v_load(at)));
@@ -194,7 +200,7 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
     int64_t used = 0;
 #define TAKE(name, count) w->name = base + used, used += ((count) + 15) / 16 * 16
     TAKE(q_lanes, p->head_dim * BLOCK_M);
-    TAKE(o_lanes, (p->head_dim_v + 15) / 16 * 16 * BLOCK_M);
+    TAKE(o_lanes, cuflash_round_up(p->head_dim_v, 16) * BLOCK_M);
     TAKE(s, BLOCK_N * BLOCK_M);
     TAKE(k_buffer, BLOCK_N * p->head_dim);
     TAKE(v_buffer, BLOCK_N * p->head_dim_v);
@@ -202,7 +208,7 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
     TAKE(sum, BLOCK_M);
     if (pass == CUFLASH_FORWARD) return used;
     TAKE(d_o_lanes, p->head_dim_v * BLOCK_M);
-    TAKE(dq_lanes, (p->head_dim + 15) / 16 * 16 * BLOCK_M);
+    TAKE(dq_lanes, cuflash_round_up(p->head_dim, 16) * BLOCK_M);
     TAKE(q_rows, plan->pad_d * BLOCK_M);
     TAKE(d_o_rows, plan->pad_dv * BLOCK_M);
     TAKE(ds, BLOCK_N * BLOCK_M);
@@ -318,19 +324,18 @@ static void store_lse(const cuflash_cpu_plan *plan, const cuflash_problem *p, co
 }
 
 /* The block's output, not yet divided by sum, by the fastest way. */
-static void attend_forward(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, float *base,
-                           const scratch *w, const void *packed, unsigned ticket) {
+static void attend_forward(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
+                           float *more, const void *packed, unsigned ticket) {
 #ifdef __AMX_BF16__
-    int64_t used = lay_out(plan, p, CUFLASH_FORWARD, base, &(scratch){0});
     if (plan->packed_bytes > 0) {
         amx_scratch x;
-        amx_lay_out(plan, p, base + used, &x);
+        amx_lay_out(plan, p, more, &x);
         int64_t pair = block->batch * p->heads_kv + block->head_kv;
         amx_attend(plan, p, block, w, &x, (const char *)packed + pair * plan->packed_bytes, ticket);
         return;
     }
 #else
-    (void)base, (void)packed;
+    (void)more, (void)packed;
 #endif
     load_lanes(plan, block, &p->q, p->head_dim, query_factor(p), w->q_lanes);
     attend(p, block, w, 1, ticket);
@@ -342,8 +347,8 @@ static void forward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int6
     if (p->causal) index = plan->row_blocks - 1 - index; /* the longest rows first */
     row_block block = block_at(plan, p, pair, index);
     scratch w;
-    lay_out(plan, p, CUFLASH_FORWARD, base, &w);
-    attend_forward(plan, p, &block, base, &w, packed, ticket);
+    int64_t used = lay_out(plan, p, CUFLASH_FORWARD, base, &w);
+    attend_forward(plan, p, &block, &w, base + used, packed, ticket);
     if (cuflash_interrupted(ticket)) return;
     if (p->lse.data) store_lse(plan, p, &block, &w);
     for (int64_t r = 0; r < block.rows; r++) {
@@ -488,7 +493,7 @@ static void backward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int
         load_rows(plan, &block, &p->d_o, p->head_dim_v, plan->pad_dv, w.d_o_rows);
         load_delta(plan, p, &block, &w);
         load_softmax(plan, p, &block, &w, ticket);
-        memset(w.dq_lanes, 0, (size_t)((p->head_dim + 15) / 16 * 16 * BLOCK_M) * sizeof *w.dq_lanes);
+        memset(w.dq_lanes, 0, (size_t)(cuflash_round_up(p->head_dim, 16) * BLOCK_M) * sizeof *w.dq_lanes);
         backward_block(plan, p, &block, &w, base + used, packed, dk, dv, ticket);
         if (cuflash_interrupted(ticket)) return;
         if (!p->dq.data) continue;

@@ -147,6 +147,47 @@ describe("attention on large logits", function()
   }
 end)
 
+-- Logits that go up by a step every hundred keys toward the first one: kernels walk keys from the last to the first, and what
+-- they took for the largest logit is left far behind. They do so in every other query only.
+local function rising(step)
+  return function(case)
+    local inputs = attention.normal(case)
+    for name, tensor in pairs(inputs) do
+      local data, rows = tensor:data(), tensor:size(3)
+      for row = 0, (name == "q" or name == "k") and tensor:numel() / 64 - 1 or -1 do
+        for d = 0, 63 do data[row * 64 + d] = math.floor(data[row * 64 + d] * 4 + 0.5) / 4 end
+        data[row * 64] = name == "q" and (row % rows % 2) * 8 or step * math.floor((rows - 1 - row % rows) / 100)
+      end
+    end
+    return inputs
+  end
+end
+
+describe("attention on logits that rise toward the first key", function()
+  local function case(step)
+    return {
+      name = ("by steps of %d"):format(step), heads = 2, heads_kv = 1, seq_q = 75, seq_k = 590, dim = 64, fill = rising(step),
+      bound = attention.cancelling_bound,
+    }
+  end
+  agrees { case(6), case(12), case(100), case(-12) }
+
+  it("leaves the other queries' bits alone", function()
+    for _, dtype in ipairs { "float16", "bfloat16" } do
+      local steep = attention.case(case(12))
+      local inputs = attention.make(steep, dtype)
+      local flat = attention.make(steep, dtype)
+      flat.q:narrow(4, 1, 1):fill_(0)
+      local one, other = attention.run(steep, inputs), attention.run(steep, flat)
+      for row = 1, 75, 2 do
+        for _, name in ipairs { "o", "lse" } do
+          attention.same_bits(one[name]:narrow(3, row, 1), other[name]:narrow(3, row, 1), ("%s of query %d, %s"):format(name, row, dtype))
+        end
+      end
+    end
+  end)
+end)
+
 -- ---- NaN and infinities ------------------------------------------------------------------------------------
 
 local function doubles(outputs)

@@ -12,6 +12,7 @@ set(CUFLASH_KERNELS_DIR ${CMAKE_CURRENT_BINARY_DIR}/kernels CACHE PATH "Where th
 set(cuflash_cuda_include "")
 set(cuflash_kernels_source ${CMAKE_CURRENT_BINARY_DIR}/kernels.c)
 set(fatbins element rows mma_forward mma_backward tf32_forward fma_forward fma_backward fma_half_forward fma_half_backward)
+set(hopper_fatbins hopper_forward) # of sm_90a alone
 set(toolkit 0)
 if(NOT CUFLASH_CUDA STREQUAL "OFF")
   find_package(CUDAToolkit QUIET)
@@ -47,6 +48,10 @@ if(toolkit)
   endforeach()
   message(STATUS "CUDA toolkit ${CUDAToolkit_VERSION}: kernels for sm_${architectures}")
 
+  if("90a" IN_LIST architectures)
+    list(APPEND fatbins ${hopper_fatbins})
+    set(hopper_fatbins "")
+  endif()
   set(cuflash_kernels_dir ${CUFLASH_KERNELS_DIR})
   list(TRANSFORM fatbins REPLACE "(.+)" "${cuflash_kernels_dir}/\\1.fatbin" OUTPUT_VARIABLE fatbin_files)
   file(MAKE_DIRECTORY ${cuflash_kernels_dir})
@@ -63,8 +68,8 @@ if(toolkit)
 endif()
 
 set(embed "/* Made by cmake/cuda.cmake. */\n#include \"cuda/cuda.h\"\n\nconst int cuflash_kernels_toolkit = ${toolkit};\n")
-foreach(name IN LISTS fatbins)
-  if(toolkit)
+foreach(name IN LISTS fatbins hopper_fatbins)
+  if(toolkit AND name IN_LIST fatbins)
     string(APPEND embed "
 __asm__(\".section .rodata\\n.balign 64\\ncuflash_${name}_data:\\n.incbin \\\"${cuflash_kernels_dir}/${name}.fatbin\\\"\\n.previous\");
 extern const char cuflash_${name}_data[] __attribute__((visibility(\"hidden\")));

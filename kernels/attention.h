@@ -55,6 +55,7 @@ typedef struct {
     int threads;
     int blocks;     /* at a time on a multiprocessor, at least: a bound on registers; 0: none */
     int smem_bytes; /* dynamic shared memory */
+    int queries;    /* for causal problems of at most so many; 0: for all */
 } cuflash_kernel_row;
 
 #endif

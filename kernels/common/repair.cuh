@@ -1,6 +1,7 @@
 /* Rows computed again by the book, one warp a row, in float32 from global memory. Tiles multiply what a row does not see by
  * a probability of 0; if that is NaN or infinite the product is NaN, which a row must not get from what it does not see.
- * Slow, and called for rows with NaN, in causal problems alone where a kernel's own products are right. Never inlined: the loops before it keep their registers. */
+ * Slow, and called for rows with NaN, in causal problems alone where a kernel's own products are right. Never inlined: the
+ * loops before it keep their registers. */
 #ifndef CUFLASH_COMMON_REPAIR_CUH
 #define CUFLASH_COMMON_REPAIR_CUH
 

@@ -1,4 +1,4 @@
-/* Arithmetic that CUDA C has no name for. One instruction a function. */
+/* Arithmetic that CUDA C has no name for, and words to the compiler. One instruction a function. */
 #ifndef CUFLASH_PTX_MATH_CUH
 #define CUFLASH_PTX_MATH_CUH
 
@@ -10,6 +10,20 @@ namespace ptx {
 __device__ __forceinline__ float exp2_approx(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* 1 / x, off by at most 1 in the last place; of denormal x infinity. */
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* x, which is the same in all lanes: the compiler knows that from now on (sm_80). It loses it at minima and maxima. */
+__device__ __forceinline__ uint32_t uniform(uint32_t x) {
+    uint32_t y;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
     return y;
 }
 

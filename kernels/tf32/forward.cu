@@ -83,7 +83,8 @@ template <int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Forward {
         for (int n = 0; n < NI; n++)
 #pragma unroll
             for (int e = 0; e < 4; e++) scores[n][e] = 0;
-                /* A panel at a time in one piece of code: all of it, four times over, would not stay in the instruction cache. */
+                /* A panel at a time in one piece of code: all of it, four times over, would not stay in the instruction
+                 * cache. */
 #pragma unroll 1
         for (int panel = 0; panel < QTile::PANELS; panel++) {
 #pragma unroll
@@ -140,8 +141,8 @@ template <int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Forward {
         }
     }
 
-    /* Turns scores into probabilities relative to the running maximum, and scales what is there by how far that moved. `single`:
-     * all of a row's probability in this tile is one key's. */
+    /* Turns scores into probabilities relative to the running maximum, and scales what is there by how far that moved.
+     * `single`: all of a row's probability in this tile is one key's. */
     __device__ __forceinline__ void exponentiate(float (&scores)[NI][4], bool (&single)[2]) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {

@@ -5,6 +5,7 @@
  * Environment: FAKE_CUDA_SM (90: what the devices are), FAKE_CUDA_DEVICES (1), FAKE_CUDA_MEMORY (bytes a device has, 1 GiB),
  * FAKE_CUDA_DRIVER (13000: the version). */
 #include <pthread.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -245,6 +246,35 @@ EXPORT CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned gr
     snprintf(last_launch, sizeof last_launch, "%s %u %u %u", function->name, grid_x, block_x, shared_bytes);
     if (getenv("FAKE_CUDA_TRACE")) fprintf(stderr, "launch %s\n", last_launch);
     pthread_mutex_unlock(&mutex);
+    return CUDA_SUCCESS;
+}
+
+/* As strict as the real one, and writes what it is given, for whoever looks. */
+EXPORT CUresult cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *address, const uint64_t *sizes,
+                                       const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int interleave,
+                                       int swizzle, int promotion, int fill) {
+    ALIVE;
+    if ((size_t)map % 64 || (size_t)address % 16 || rank != 4 || interleave || fill || promotion < 0 || promotion > 3)
+        return ERROR_INVALID_VALUE;
+    if (type != CU_TENSOR_MAP_DATA_TYPE_FLOAT16 && type != CU_TENSOR_MAP_DATA_TYPE_BFLOAT16) return ERROR_INVALID_VALUE;
+    for (unsigned i = 0; i < rank; i++) {
+        if (sizes[i] == 0 || sizes[i] > 1ull << 32 || box[i] == 0 || box[i] > 256 || steps[i] != 1) return ERROR_INVALID_VALUE;
+        if (i > 0 && (strides[i - 1] == 0 || strides[i - 1] % 16 || strides[i - 1] >= 1ull << 40)) return ERROR_INVALID_VALUE;
+    }
+    if (swizzle == CU_TENSOR_MAP_SWIZZLE_128B && box[0] * 2 > 128) return ERROR_INVALID_VALUE;
+    uint64_t words[16] = {(uint64_t)(size_t)address,
+                          sizes[0],
+                          sizes[1],
+                          sizes[2],
+                          sizes[3],
+                          strides[0],
+                          strides[1],
+                          strides[2],
+                          box[0],
+                          box[1],
+                          box[2],
+                          box[3]};
+    memcpy(map, words, sizeof words);
     return CUDA_SUCCESS;
 }
 

@@ -114,9 +114,11 @@ static void test_plans(void) {
                 char plan[1024], text[256], expected[320];
                 REQUIRE_OK(cuflash_attention_plan(&p.a, (cuflash_pass)pass, plan, sizeof plan));
                 bool tensor_cores = sm() >= 80 && (dtype != CUFLASH_FLOAT32 || (pass == CUFLASH_FORWARD && dims[i] <= 128));
-                const char *family = !tensor_cores              ? "cuflash_fma_"
-                                     : dtype == CUFLASH_FLOAT32 ? "cuflash_tf32_"
-                                                                : "cuflash_mma_";
+                bool whole_vectors = dims[i] % 8 == 0;
+                const char *family = !tensor_cores                                            ? "cuflash_fma_"
+                                     : dtype == CUFLASH_FLOAT32                               ? "cuflash_tf32_"
+                                     : sm() == 90 && pass == CUFLASH_FORWARD && whole_vectors ? "cuflash_hopper_"
+                                                                                              : "cuflash_mma_";
                 CHECK_F(strncmp(field(plan, "kernel", text), family, strlen(family)) == 0 ||
                             (dtype == CUFLASH_FLOAT32 && dims[i] > 128),
                         "expected %s, got:\n%s", family, plan);
@@ -142,6 +144,39 @@ static void test_plans(void) {
             problem_free(&p);
         }
     check_in("%s", "");
+}
+
+/* On sm_90 a forward takes tensors as they lie, where tensor maps can tell how; other kernels take the rest. */
+static void test_tensor_maps(void) {
+    cuflash_tensor q = make(CUFLASH_BFLOAT16, 0, 2, 3, 70, 64), rows = make(CUFLASH_BFLOAT16, 0, 2, 3, 70, 72), k = q;
+    cuflash_tensor by_seq = make(CUFLASH_BFLOAT16, 0, 2, 70, 3, 64), one = make(CUFLASH_BFLOAT16, 0, 2, 1, 70, 64);
+    cuflash_attention a = {.struct_size = sizeof a, .q = &q, .k = &k, .v = &k};
+    const struct {
+        const char *what;
+        bool taken;
+    } cases[] = {{"as q", true},
+                 {"[batch, seq, heads, dim] in memory", true},
+                 {"rows of 72", true},
+                 {"rows of 72, from the second", false},
+                 {"one head for all", false}};
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        if (i == 0) k = q;
+        if (i == 1) REQUIRE_OK(cuflash_tensor_transpose(&k, &by_seq, 1, 2));
+        if (i == 2) REQUIRE_OK(cuflash_tensor_narrow(&k, &rows, 3, 0, 64));
+        if (i == 3) REQUIRE_OK(cuflash_tensor_narrow(&k, &rows, 3, 1, 64));
+        if (i == 4) REQUIRE_OK(cuflash_tensor_expand(&k, &one, 4, SHAPE(2, 3, 70, 64)));
+        char plan[1024], text[256];
+        check_in("sm_%d, k: %s", sm(), cases[i].what);
+        REQUIRE_OK(cuflash_attention_plan(&a, CUFLASH_FORWARD, plan, sizeof plan));
+        bool hopper = strncmp(field(plan, "kernel", text), "cuflash_hopper_", 15) == 0;
+        CHECK_F(hopper == (sm() == 90 && cases[i].taken), "got %s", text);
+        if (i > 0) cuflash_tensor_release(&k);
+    }
+    check_in("%s", "");
+    cuflash_tensor_release(&q);
+    cuflash_tensor_release(&rows);
+    cuflash_tensor_release(&by_seq);
+    cuflash_tensor_release(&one);
 }
 
 /* Few tiles of keys are dealt out to several blocks each; of many, those that are left for the last wave of blocks; where
@@ -339,6 +374,7 @@ int main(int argc, char **argv) {
     test_devices();
     test_memory();
     test_plans();
+    test_tensor_maps();
     test_parts();
     test_workspace();
     test_refusals();

@@ -22,14 +22,17 @@ static void load(void) {
     const struct {
         const char *name;
         void **function;
+        bool needed;
     } functions[] = {
-#define FUNCTION(name, parameters) {#name, (void **)&driver.name},
-        CUFLASH_CUDA_DRIVER_MAP(FUNCTION)
-#undef FUNCTION
+#define NEEDED(name, parameters) {#name, (void **)&driver.name, true},
+#define LATER(name, parameters) {#name, (void **)&driver.name, false},
+        CUFLASH_CUDA_DRIVER_MAP(NEEDED) CUFLASH_CUDA_LATER_DRIVER_MAP(LATER)
+#undef NEEDED
+#undef LATER
     };
     for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
         *functions[i].function = dlsym(library, functions[i].name);
-        if (*functions[i].function) continue;
+        if (*functions[i].function || !functions[i].needed) continue;
         snprintf(why_not, sizeof why_not, "the CUDA driver is too old: it has no %s (CUDA 11.2 or later is needed)",
                  functions[i].name);
         return;

@@ -31,6 +31,8 @@ enum {
     CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED = 115
 };
 enum { CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT = 9 };
+enum { CU_TENSOR_MAP_DATA_TYPE_FLOAT16 = 6, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 = 9 };
+enum { CU_TENSOR_MAP_SWIZZLE_128B = 3, CU_TENSOR_MAP_L2_PROMOTION_L2_256B = 3 };
 enum { CU_MEM_ALLOCATION_TYPE_PINNED = 1, CU_MEM_LOCATION_TYPE_DEVICE = 1, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD = 4 };
 
 typedef struct {
@@ -86,9 +88,16 @@ typedef struct {
     X(cuEventSynchronize, (cudaEvent_t event))                                                                                 \
     X(cuEventElapsedTime, (float *milliseconds, cudaEvent_t start, cudaEvent_t end))
 
+/* Functions of later drivers; NULL in earlier ones. */
+#define CUFLASH_CUDA_LATER_DRIVER_MAP(X)                                                                                       \
+    X(cuTensorMapEncodeTiled,                                                                                                  \
+      (void *map, int type, unsigned rank, void *address, const uint64_t *sizes, const uint64_t *strides, const uint32_t *box, \
+       const uint32_t *steps, int interleave, int swizzle, int promotion, int fill))
+
 typedef struct {
 #define CUFLASH_CUDA_DRIVER_FIELD(name, parameters) CUresult(*name) parameters;
     CUFLASH_CUDA_DRIVER_MAP(CUFLASH_CUDA_DRIVER_FIELD)
+    CUFLASH_CUDA_LATER_DRIVER_MAP(CUFLASH_CUDA_DRIVER_FIELD)
 #undef CUFLASH_CUDA_DRIVER_FIELD
     int version; /* 13000 is CUDA 13.0 */
     int devices;

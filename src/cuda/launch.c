@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "kernels/fma/table.h"
+#include "kernels/hopper/table.h"
 #include "kernels/mma/table.h"
 #include "kernels/rows/table.h"
 #include "kernels/tf32/table.h"
@@ -17,37 +18,71 @@
 /* The kernels of one construction. Their entry points are cuflash_<family>_<pass>_<dtype>_d<dim>_<block_m>x<block_n>. */
 struct cuflash_cuda_family {
     const char *name, *what;
-    int oldest; /* compute capability, 10 * major + minor */
+    int oldest, newest; /* compute capability, 10 * major + minor; 0: any later one */
     bool float32, half;
+    bool maps;                                    /* takes q, k and v by tensor maps */
     const cuflash_kernel_row *forward, *backward; /* rows by head dimension, then by preference; dim 0 ends them; or NULL */
     const cuflash_fatbin *forward_fatbin, *backward_fatbin;
 };
 
+#define HOPPER_ROW(...) {__VA_ARGS__},
 #define ROW(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                        \
-    {dim, block_m, block_n, stages, threads, blocks, smem_bytes},
-static const cuflash_kernel_row mma_forward[] = {CUFLASH_MMA_FORWARD(ROW){0}};
-static const cuflash_kernel_row mma_backward[] = {CUFLASH_MMA_BACKWARD(ROW){0}};
-static const cuflash_kernel_row tf32_forward[] = {CUFLASH_TF32_FORWARD(ROW){0}};
-static const cuflash_kernel_row fma_forward[] = {CUFLASH_FMA_FORWARD(ROW){0}};
-static const cuflash_kernel_row fma_backward[] = {CUFLASH_FMA_BACKWARD(ROW){0}};
-static const cuflash_kernel_row fma_half_forward[] = {CUFLASH_FMA_HALF_FORWARD(ROW){0}};
-static const cuflash_kernel_row fma_half_backward[] = {CUFLASH_FMA_HALF_BACKWARD(ROW){0}};
+    {dim, block_m, block_n, stages, threads, blocks, smem_bytes, 0},
+static const cuflash_kernel_row hopper_forward[] = {CUFLASH_HOPPER_FORWARD(HOPPER_ROW){.dim = 0}};
+static const cuflash_kernel_row mma_forward[] = {CUFLASH_MMA_FORWARD(ROW){.dim = 0}};
+static const cuflash_kernel_row mma_backward[] = {CUFLASH_MMA_BACKWARD(ROW){.dim = 0}};
+static const cuflash_kernel_row tf32_forward[] = {CUFLASH_TF32_FORWARD(ROW){.dim = 0}};
+static const cuflash_kernel_row fma_forward[] = {CUFLASH_FMA_FORWARD(ROW){.dim = 0}};
+static const cuflash_kernel_row fma_backward[] = {CUFLASH_FMA_BACKWARD(ROW){.dim = 0}};
+static const cuflash_kernel_row fma_half_forward[] = {CUFLASH_FMA_HALF_FORWARD(ROW){.dim = 0}};
+static const cuflash_kernel_row fma_half_backward[] = {CUFLASH_FMA_HALF_BACKWARD(ROW){.dim = 0}};
 #undef ROW
+#undef HOPPER_ROW
 
 /* By preference. */
 static const cuflash_cuda_family families[] = {
-    {"mma", "16-bit tensor cores, mma.sync", 80, false, true, mma_forward, mma_backward, &cuflash_fatbin_mma_forward,
-     &cuflash_fatbin_mma_backward},
-    {"tf32", "float32 as sums of TF32 products, tensor cores, mma.sync", 80, true, false, tf32_forward, NULL,
-     &cuflash_fatbin_tf32_forward, NULL},
-    {"fma", "float32 multiply-adds", 70, true, false, fma_forward, fma_backward, &cuflash_fatbin_fma_forward,
-     &cuflash_fatbin_fma_backward},
-    {"fma", "float32 multiply-adds on 16-bit tensors", 70, false, true, fma_half_forward, fma_half_backward,
-     &cuflash_fatbin_fma_half_forward, &cuflash_fatbin_fma_half_backward},
+    {.name = "hopper",
+     .what = "16-bit tensor cores, wgmma",
+     .oldest = 90,
+     .newest = 90,
+     .half = true,
+     .maps = true,
+     .forward = hopper_forward,
+     .forward_fatbin = &cuflash_fatbin_hopper_forward},
+    {.name = "mma",
+     .what = "16-bit tensor cores, mma.sync",
+     .oldest = 80,
+     .half = true,
+     .forward = mma_forward,
+     .backward = mma_backward,
+     .forward_fatbin = &cuflash_fatbin_mma_forward,
+     .backward_fatbin = &cuflash_fatbin_mma_backward},
+    {.name = "tf32",
+     .what = "float32 as sums of TF32 products, tensor cores, mma.sync",
+     .oldest = 80,
+     .float32 = true,
+     .forward = tf32_forward,
+     .forward_fatbin = &cuflash_fatbin_tf32_forward},
+    {.name = "fma",
+     .what = "float32 multiply-adds",
+     .oldest = 70,
+     .float32 = true,
+     .forward = fma_forward,
+     .backward = fma_backward,
+     .forward_fatbin = &cuflash_fatbin_fma_forward,
+     .backward_fatbin = &cuflash_fatbin_fma_backward},
+    {.name = "fma",
+     .what = "float32 multiply-adds on 16-bit tensors",
+     .oldest = 70,
+     .half = true,
+     .forward = fma_half_forward,
+     .backward = fma_half_backward,
+     .forward_fatbin = &cuflash_fatbin_fma_half_forward,
+     .backward_fatbin = &cuflash_fatbin_fma_half_backward},
 };
 enum { FAMILIES = sizeof families / sizeof *families };
 
-/* CUFLASH_CUDA_FAMILY, read at the first use. */
+/* CUFLASH_CUDA_FAMILY, names by commas, read at the first use. */
 static const char *forced;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -56,16 +91,56 @@ static void read_environment(void) {
     if (value && *value) forced = value;
 }
 
-static bool takes(const cuflash_cuda_family *f, cuflash_dtype dtype, const cuflash_cuda_properties *device) {
-    return (dtype == CUFLASH_FLOAT32 ? f->float32 : f->half) && 10 * device->major + device->minor >= f->oldest &&
-           (!forced || strcmp(forced, f->name) == 0);
+/* Is it one of the names in a list by commas? */
+static bool is_listed(const char *name, const char *list) {
+    for (size_t length; *list; list += length + (list[length] == ','))
+        if ((length = strcspn(list, ",")) == strlen(name) && strncmp(list, name, length) == 0) return true;
+    return false;
+}
+
+/* Do all rows begin at multiples of 16 bytes and hold whole 16 bytes? */
+static bool is_vector(const cuflash_problem *p) {
+    const cuflash_operand *const all[] = {&p->q, &p->k, &p->v, &p->o, &p->d_o, &p->dq, &p->dk, &p->dv};
+    int64_t each = 16 / (int64_t)cuflash_dtype_size(p->dtype);
+    if (p->head_dim % each || p->head_dim_v % each) return false;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        const cuflash_operand *x = all[i];
+        if (x->data && ((uintptr_t)x->data % 16 || x->batch % each || x->head % each || x->seq % each)) return false;
+    }
+    return true;
+}
+
+/* Can tensor maps tell how a [batch, heads, seq, dim] tensor lies? It has rows that is_vector takes. */
+static bool is_mappable(const cuflash_operand *x, int64_t batch, int64_t heads, int64_t seq) {
+    enum { LIMIT = 1 << 30 }; /* 16-bit elements from one to the next; maps have 2^40 bytes */
+    const struct { int64_t size, stride; } all[] = {{batch, x->batch}, {heads, x->head}, {seq, x->seq}};
+    for (int i = 0; i < 3; i++)
+        if (all[i].size > 1 && (all[i].stride <= 0 || all[i].stride / 8 > LIMIT)) return false;
+    return true;
+}
+
+static bool takes(const cuflash_cuda_family *f, const cuflash_problem *p, const cuflash_cuda_properties *device) {
+    int compute = 10 * device->major + device->minor;
+    if (!(p->dtype == CUFLASH_FLOAT32 ? f->float32 : f->half)) return false;
+    if (compute < f->oldest || (f->newest && compute > f->newest)) return false;
+    if (forced && !is_listed(f->name, forced)) return false;
+    if (!f->maps) return true;
+    return f->forward_fatbin->data && cuflash_cuda_get_driver(NULL)->cuTensorMapEncodeTiled && is_vector(p) &&
+           is_mappable(&p->q, p->batch, p->heads, p->seq_q) && is_mappable(&p->k, p->batch, p->heads_kv, p->seq_k) &&
+           is_mappable(&p->v, p->batch, p->heads_kv, p->seq_k);
+}
+
+static int64_t larger_dim(const cuflash_problem *p) {
+    return p->head_dim > p->head_dim_v ? p->head_dim : p->head_dim_v;
 }
 
 /* The first row of the smallest sufficient head dimension that fits into shared memory, or NULL; the largest that fits. */
-static const cuflash_kernel_row *find_row(const cuflash_kernel_row *rows, int64_t dim, const cuflash_cuda_properties *device,
-                                          int *largest) {
+static const cuflash_kernel_row *find_row(const cuflash_kernel_row *rows, const cuflash_problem *p,
+                                          const cuflash_cuda_properties *device, int *largest) {
+    int64_t dim = larger_dim(p);
     for (; rows->dim; rows++) {
         if (rows->smem_bytes > device->shared_bytes) continue;
+        if (rows->queries && !(p->causal && p->seq_q <= rows->queries)) continue;
         if (rows->dim >= dim) return rows;
         if (rows->dim > *largest) *largest = rows->dim;
     }
@@ -79,20 +154,14 @@ static cuflash_status unsupported(const cuflash_problem *p, const cuflash_cuda_p
                         q ? "q" : "v", largest, device->major, device->minor, (long long)(q ? p->head_dim : p->head_dim_v));
 }
 
-static int64_t larger_dim(const cuflash_problem *p) {
-    return p->head_dim > p->head_dim_v ? p->head_dim : p->head_dim_v;
-}
-
 /* The first family that has a row for the problem, and the row. */
 static cuflash_status choose(const cuflash_problem *p, const cuflash_cuda_properties *device, cuflash_pass pass,
                              const cuflash_cuda_family **family, cuflash_kernel_row *row) {
     pthread_once(&once, read_environment);
-    int64_t dim = larger_dim(p);
     int largest = 0;
     for (*family = families; *family < families + FAMILIES; ++*family) {
         const cuflash_kernel_row *rows = pass == CUFLASH_FORWARD ? (*family)->forward : (*family)->backward;
-        const cuflash_kernel_row *found =
-            rows && takes(*family, p->dtype, device) ? find_row(rows, dim, device, &largest) : NULL;
+        const cuflash_kernel_row *found = rows && takes(*family, p, device) ? find_row(rows, p, device, &largest) : NULL;
         if (found) return *row = *found, CUFLASH_SUCCESS;
     }
     if (largest) return unsupported(p, device, largest);
@@ -202,11 +271,13 @@ cuflash_status cuflash_cuda_plan_make(cuflash_cuda_plan *plan, const cuflash_pro
     CUFLASH_TRY(check_sizes(p));
     CUFLASH_TRY(choose(p, device, pass, &plan->family, &plan->row));
     if (pass == CUFLASH_FORWARD) {
-        plan->blocks = divide_up(p->seq_q, plan->row.block_m) * p->heads * p->batch;
+        plan->blocks = plan->tiles = divide_up(p->seq_q, plan->row.block_m) * p->heads * p->batch;
+        if (plan->family->maps && plan->tiles > device->multiprocessors)
+            plan->blocks = device->multiprocessors; /* which stay */
         return CUFLASH_SUCCESS;
     }
     int largest = 0;
-    const cuflash_kernel_row *stats = find_row(plan->family->forward, larger_dim(p), device, &largest);
+    const cuflash_kernel_row *stats = find_row(plan->family->forward, p, device, &largest);
     if (!stats) return unsupported(p, device, largest);
     plan->stats = *stats;
     plan->stats_blocks = divide_up(p->seq_q, plan->stats.block_m) * p->heads * p->batch;
@@ -235,7 +306,9 @@ void cuflash_cuda_plan_describe(const cuflash_cuda_plan *plan, const cuflash_pro
     const cuflash_kernel_row *row = &plan->row;
     char entry[ENTRY_TEXT], parts[96] = "";
     int64_t dealt_out = plan->walks - plan->whole;
-    if (dealt_out > 0 && plan->whole == 0)
+    if (pass == CUFLASH_FORWARD && plan->blocks < plan->tiles)
+        snprintf(parts, sizeof parts, ", for %lld tiles of queries", (long long)plan->tiles);
+    else if (dealt_out > 0 && plan->whole == 0)
         snprintf(parts, sizeof parts, ", %lld to a tile of keys", (long long)plan->parts);
     else if (dealt_out == 1)
         snprintf(parts, sizeof parts, ", %lld to the last tile of keys", (long long)plan->parts);
@@ -266,6 +339,7 @@ typedef struct {
     const char *fn;
     const cuflash_cuda_plan *plan;
     const cuflash_problem *p;
+    cuflash_hopper_args maps; /* for families that take tensors by them */
     cuflash_attention_args args;
 } call;
 
@@ -273,19 +347,8 @@ static cuflash_status launch(const call *c, const cuflash_fatbin *fatbin, const 
                              int smem_bytes) {
     CUfunction function;
     CUFLASH_TRY(cuflash_cuda_kernel(c->fn, c->p->device, fatbin, entry, smem_bytes, &function));
-    return cuflash_cuda_launch(c->fn, function, blocks, threads, smem_bytes, &c->args, c->p->stream);
-}
-
-/* Do all rows begin at multiples of 16 bytes and hold whole 16 bytes? */
-static bool is_vector(const cuflash_problem *p) {
-    const cuflash_operand *const all[] = {&p->q, &p->k, &p->v, &p->o, &p->d_o, &p->dq, &p->dk, &p->dv};
-    int64_t each = 16 / (int64_t)cuflash_dtype_size(p->dtype);
-    if (p->head_dim % each || p->head_dim_v % each) return false;
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        const cuflash_operand *x = all[i];
-        if (x->data && ((uintptr_t)x->data % 16 || x->batch % each || x->head % each || x->seq % each)) return false;
-    }
-    return true;
+    const void *args = c->plan->family->maps ? (const void *)&c->maps : &c->args;
+    return cuflash_cuda_launch(c->fn, function, blocks, threads, smem_bytes, args, c->p->stream);
 }
 
 static cuflash_kernel_strides strides(const cuflash_operand *x) {
@@ -331,9 +394,35 @@ static cuflash_attention_args make_args(const cuflash_problem *p) {
     return a;
 }
 
+/* Boxes of 64 columns and so many rows, of a [batch, heads, seq, dim] tensor of 16 bits. */
+static cuflash_status make_map(const call *c, cuflash_tensor_map *map, const cuflash_operand *x, int64_t heads, int64_t seq,
+                               int64_t dim, int rows) {
+    int64_t batch = c->p->batch;
+    uint64_t sizes[] = {(uint64_t)dim, (uint64_t)seq, (uint64_t)heads, (uint64_t)batch};
+    /* A dimension of one element may have any stride, and maps take multiples of 16 bytes. */
+    uint64_t strides[] = {seq > 1 ? (uint64_t)x->seq * 2 : 16, heads > 1 ? (uint64_t)x->head * 2 : 16,
+                          batch > 1 ? (uint64_t)x->batch * 2 : 16};
+    uint32_t box[] = {64, (uint32_t)rows, 1, 1}, steps[] = {1, 1, 1, 1};
+    int type = c->p->dtype == CUFLASH_FLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    CUresult result = cuflash_cuda_get_driver(NULL)->cuTensorMapEncodeTiled(map, type, 4, x->data, sizes, strides, box, steps,
+                                                                            0, CU_TENSOR_MAP_SWIZZLE_128B,
+                                                                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, 0);
+    return result == CUDA_SUCCESS ? CUFLASH_SUCCESS : cuflash_cuda_fail(c->fn, "making a tensor map", result);
+}
+
+static cuflash_status make_maps(call *c) {
+    const cuflash_problem *p = c->p;
+    const cuflash_kernel_row *row = &c->plan->row;
+    c->maps.attention = c->args;
+    CUFLASH_TRY(make_map(c, &c->maps.q, &p->q, p->heads, p->seq_q, p->head_dim, 64));
+    CUFLASH_TRY(make_map(c, &c->maps.k, &p->k, p->heads_kv, p->seq_k, p->head_dim, row->block_n));
+    return make_map(c, &c->maps.v, &p->v, p->heads_kv, p->seq_k, p->head_dim_v, row->block_n);
+}
+
 static cuflash_status run_forward(call *c) {
     const cuflash_kernel_row *row = &c->plan->row;
     char entry[ENTRY_TEXT];
+    if (c->plan->family->maps) CUFLASH_TRY(make_maps(c));
     entry_name(entry, c->plan->family, "forward", c->p->dtype, row);
     return launch(c, c->plan->family->forward_fatbin, entry, c->plan->blocks, row->threads, row->smem_bytes);
 }
@@ -388,7 +477,7 @@ static cuflash_status run_backward(call *c, char *workspace) {
 
 cuflash_status cuflash_cuda_run(const cuflash_cuda_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace) {
     const char *fn = pass == CUFLASH_FORWARD ? "attention_forward" : "attention_backward";
-    call c = {fn, plan, p, make_args(p)};
+    call c = {.fn = fn, .plan = plan, .p = p, .args = make_args(p)};
     cuflash_cuda_scope scope;
     CUFLASH_TRY(cuflash_cuda_enter(fn, p->device, &scope));
     cuflash_status status = pass == CUFLASH_FORWARD ? run_forward(&c) : run_backward(&c, workspace);

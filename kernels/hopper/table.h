@@ -1,0 +1,42 @@
+/* The hopper family: 16-bit attention by wgmma and tensor maps, sm_90 alone. Rows by head dimension, then by preference: the
+ * plan takes the first one of the problem's kind. C11 and CUDA C. */
+#ifndef CUFLASH_HOPPER_TABLE_H
+#define CUFLASH_HOPPER_TABLE_H
+
+#include "../attention.h"
+
+/* How a tensor lies in memory, as the driver's cuTensorMapEncodeTiled writes it (CUtensorMap). */
+typedef struct {
+    uint64_t opaque[16];
+} cuflash_tensor_map;
+
+typedef struct {
+    cuflash_attention_args attention;
+#ifdef __cplusplus
+    alignas(64)
+#else
+    _Alignas(64)
+#endif
+        cuflash_tensor_map q,
+        k, v;
+} cuflash_hopper_args;
+
+/* Panels of 64 columns: `q_stages` tiles of Q, and `stages` tiles of K and of V; barriers, and what the tiles of Q are. Tiles
+ * begin at multiples of 1024 bytes. There are two tiles of Q where they fit. */
+#define CUFLASH_HOPPER_BYTES(dim, block_m, block_n, stages, q_stages)                                                          \
+    (1024 + ((dim) + 63) / 64 * 128 * ((q_stages) * (block_m) + 2 * (stages) * (block_n)) + 512)
+#define CUFLASH_HOPPER_Q_STAGES(dim, block_m, block_n, stages)                                                                 \
+    (CUFLASH_HOPPER_BYTES(dim, block_m, block_n, stages, 2) <= 227 * 1024 ? 2 : 1)
+#define CUFLASH_HOPPER_FORWARD_SMEM(dim, block_m, block_n, stages)                                                             \
+    CUFLASH_HOPPER_BYTES(dim, block_m, block_n, stages, CUFLASH_HOPPER_Q_STAGES(dim, block_m, block_n, stages))
+
+/* dim, block_m, block_n, stages, threads, blocks, smem_bytes, queries. Short causal problems waste less in smaller tiles. */
+#define CUFLASH_HOPPER_FORWARD(X)                                                                                              \
+    X(64, 128, 128, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(64, 128, 128, 2), 2048)                                             \
+    X(64, 192, 128, 2, 512, 1, CUFLASH_HOPPER_FORWARD_SMEM(64, 192, 128, 2), 0)                                                \
+    X(96, 128, 128, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(96, 128, 128, 2), 0)                                                \
+    X(128, 128, 128, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(128, 128, 128, 2), 0)                                              \
+    X(192, 128, 96, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(192, 128, 96, 2), 0)                                                \
+    X(256, 128, 64, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(256, 128, 64, 2), 0)
+
+#endif

@@ -7,6 +7,8 @@ local cases = {
   { name = "one head, long", seq_q = 500, seq_k = 400, dim = 40 },
   { name = "many heads", batch = 3, heads = 7, seq_q = 75, seq_k = 110, dim = 32 },
   { name = "grouped heads, causal", batch = 1, heads = 8, heads_kv = 1, seq_q = 130, seq_k = 200, dim = 64, causal = true },
+  { name = "one query, many keys", heads = 4, heads_kv = 1, seq_q = 1, seq_k = 3100, dim = 40 },
+  { name = "few queries, many keys, causal", batch = 2, heads = 2, seq_q = 70, seq_k = 2100, dim = 32, causal = true },
   { name = "more queries than keys, causal", batch = 2, heads = 2, seq_q = 300, seq_k = 100, dim = 48, causal = true },
 }
 
@@ -39,6 +41,16 @@ describe("attention on the CPU is bit-equal #cpu", function()
       cf.num_threads(n)
       assert.are.equal(n, cf.num_threads())
       attention.all_same_bits(alone, attention.run(case, inputs), ("with %d threads"):format(n))
+    end
+  end)
+
+  for_all("whatever else is in the batch, forward", function(case, inputs)
+    local all = attention.run(case, inputs)
+    for b = 1, case.batch do
+      local own, alone = {}, attention.case(case, { batch = 1 })
+      for name, tensor in pairs(inputs) do own[name] = tensor:narrow(1, b, 1) end
+      local got = attention.run(alone, own)
+      for _, name in ipairs { "o", "lse" } do attention.same_bits(all[name]:narrow(1, b, 1), got[name], name) end
     end
   end)
 

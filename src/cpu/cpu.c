@@ -94,6 +94,10 @@ const char *cuflash_cpu_isa(void) {
  * number of threads. */
 enum { BACKWARD_UNITS = 16 };
 
+/* A forward's rows of a pair are cut into parts of the keys where there are fewer blocks of them; a part has some keys at least.
+ * Only the pair counts: a row's result is then the same whatever other rows the batch has. */
+enum { PAIR_UNITS = 16, PART_KEYS = 1024 };
+
 /* A thread that gets less work than this, in multiply-adds, costs more to wake than it saves. */
 static const double WORK_PER_THREAD = 1e6;
 
@@ -118,12 +122,19 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     plan->pad_k = cuflash_round_up(p->seq_k, 16);
     plan->splits = (BACKWARD_UNITS + plan->pairs - 1) / plan->pairs;
     if (plan->splits > plan->row_blocks) plan->splits = plan->row_blocks;
-    plan->units = plan->pairs * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
-    plan->threads = worthwhile_threads(p, threads, plan->units);
     /* A pair of few rows is not worth packing for. */
     enum { ENOUGH_ROWS = 32 };
     if (kernels->packed_bytes && p->dtype == CUFLASH_BFLOAT16 && plan->rows >= ENOUGH_ROWS)
         plan->packed_bytes = kernels->packed_bytes(plan, p);
+    plan->key_parts = 1;
+    if (plan->row_blocks < PAIR_UNITS && plan->packed_bytes == 0) {
+        int64_t parts = (PAIR_UNITS + plan->row_blocks - 1) / plan->row_blocks, most = p->seq_k / PART_KEYS;
+        plan->key_parts = parts < most ? parts : most > 1 ? most : 1;
+    }
+    if (pass == CUFLASH_FORWARD && plan->key_parts > 1)
+        plan->partial_floats = (2 + p->head_dim_v) * (plan->rows < kernels->block_m ? plan->rows : kernels->block_m);
+    plan->units = plan->pairs * (pass == CUFLASH_FORWARD ? plan->row_blocks * plan->key_parts : plan->splits);
+    plan->threads = worthwhile_threads(p, threads, plan->units);
     plan->scratch_floats = cuflash_round_up(kernels->scratch_floats(plan, p, pass), 16);
     int64_t floats = 0, partials = 0, packed = 0;
     if ((pass == CUFLASH_BACKWARD && __builtin_mul_overflow(plan->pad_k, plan->pad_d + plan->pad_dv, &plan->partial_floats)) ||
@@ -138,19 +149,20 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
 }
 
 void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_problem *p, char *text, size_t size) {
-    bool split = plan->partial_floats > 0, on_tiles = plan->packed_bytes > 0;
+    bool split = plan->pass == CUFLASH_BACKWARD, on_tiles = plan->packed_bytes > 0;
     const cuflash_cpu_kernels *kernels = plan->kernels;
     int64_t each = split ? plan->splits : plan->row_blocks;
-    char what[96];
+    char what[96], parts[48] = "";
+    if (!split && plan->key_parts > 1) snprintf(parts, sizeof parts, ", keys in %lld parts", (long long)plan->key_parts);
     snprintf(what, sizeof what, on_tiles ? "matrix units, tiles of 16 x 32 bfloat16" : "vectors of %d float32%s",
              kernels->vector, p->dtype == CUFLASH_FLOAT32 ? "" : ", operands converted as they are read");
     snprintf(text, size,
              "kernel: cpu %s, %s\n"
              "tile: %d query rows x %d keys%s\n"
-             "work: %lld unit%s (%lld batch x KV head, %lld %s%s each) on %d thread%s\n",
+             "work: %lld unit%s (%lld batch x KV head, %lld %s%s each%s) on %d thread%s\n",
              kernels->name, what, kernels->block_m, on_tiles ? kernels->pack_n : kernels->block_n,
              plan->group > 1 ? ", query heads of a KV head together" : "", (long long)plan->units, plan->units == 1 ? "" : "s",
-             (long long)plan->pairs, (long long)each, split ? "split" : "row block", each == 1 ? "" : "s", plan->threads,
+             (long long)plan->pairs, (long long)each, split ? "split" : "row block", each == 1 ? "" : "s", parts, plan->threads,
              plan->threads == 1 ? "" : "s");
 }
 
@@ -160,7 +172,7 @@ typedef struct {
     const cuflash_cpu_plan *plan;
     const cuflash_problem *p;
     float *scratch;  /* [threads][scratch_floats] */
-    float *partials; /* backward: [units][partial_floats] */
+    float *partials; /* [units][partial_floats] */
     void *packed;    /* [pairs][packed_bytes] */
     unsigned ticket;
 } work;
@@ -168,7 +180,14 @@ typedef struct {
 static void forward_units(void *context, int64_t begin, int64_t end, int thread) {
     const work *w = context;
     for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++)
-        w->plan->kernels->forward(w->plan, w->p, unit, w->scratch + thread * w->plan->scratch_floats, w->packed, w->ticket);
+        w->plan->kernels->forward(w->plan, w->p, unit, w->scratch + thread * w->plan->scratch_floats, w->packed,
+                                  w->partials + unit * w->plan->partial_floats, w->ticket);
+}
+
+static void forward_finish_units(void *context, int64_t begin, int64_t end, int thread) {
+    const work *w = context;
+    for (int64_t number = begin; number < end && !cuflash_interrupted(w->ticket); number++)
+        w->plan->kernels->forward_finish(w->plan, w->p, number, w->scratch + thread * w->plan->scratch_floats, w->partials);
 }
 
 static void backward_units(void *context, int64_t begin, int64_t end, int thread) {
@@ -210,6 +229,8 @@ void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuf
         cuflash_parallel_for(plan->threads, plan->pairs * key_blocks(&w, plan->kernels->pack_n), 1, pack_units, &w);
     if (pass == CUFLASH_FORWARD) {
         cuflash_parallel_for(plan->threads, plan->units, 1, forward_units, &w);
+        if (plan->key_parts > 1)
+            cuflash_parallel_for(plan->threads, plan->pairs * plan->row_blocks, 1, forward_finish_units, &w);
         return;
     }
     cuflash_parallel_for(plan->threads, plan->units, 1, backward_units, &w);

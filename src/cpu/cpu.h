@@ -18,13 +18,16 @@ typedef struct {
     int64_t pairs;          /* batch * heads_kv */
     int64_t rows;           /* per pair: group * seq_q */
     int64_t row_blocks;     /* per pair */
-    int64_t units;          /* pieces of work that threads take: forward row blocks, backward splits */
+    int64_t key_parts;      /* forward: that the keys of a row block are cut into */
+    int64_t units;          /* pieces of work that threads take: forward row blocks by parts, backward splits */
     int64_t splits;         /* backward: parts a pair's row blocks are dealt out to, each with its own dk and dv */
     int64_t pad_d, pad_dv;  /* head dimensions rounded up to whole vectors */
     int64_t pad_k;          /* seq_k rounded up to 16 */
     int64_t scratch_floats; /* per thread */
     int64_t packed_bytes;   /* per pair: V (forward) or K (backward) as matrix units want it, or 0 */
-    int64_t partial_floats; /* backward, per split: dk [pad_k][pad_d], then dv [pad_k][pad_dv] */
+    int64_t
+        partial_floats; /* backward, per split: dk [pad_k][pad_d], then dv [pad_k][pad_dv]; forward, per unit: max and sum of
+                               each row, and the output; 0: there is one part */
 } cuflash_cpu_plan;
 
 /* What an instruction set provides: its row of the table in cpu.c. */
@@ -37,7 +40,10 @@ typedef struct cuflash_cpu_kernels {
     int64_t (*scratch_floats)(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass);
     /* One unit of work of each kind. */
     void (*forward)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *scratch, const void *packed,
-                    unsigned ticket);
+                    float *partial, unsigned ticket);
+    /* Adds up the parts of a row block, of pairs * row_blocks, and writes its output. */
+    void (*forward_finish)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t number, float *scratch,
+                           const float *partials);
     void (*backward)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *scratch, const void *packed,
                      float *partial, unsigned ticket);
     /* Sums the splits of block_n keys of a pair and writes dk and dv. */

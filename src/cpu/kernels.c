@@ -77,11 +77,10 @@ static char *row_address(const cuflash_cpu_plan *plan, const row_block *block, c
 static void load_lanes(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
                        float factor, float *dst) {
     float row[CUFLASH_MAX_HEAD_DIM];
-    for (int64_t r = 0; r < block->lanes; r++) {
-        if (r < block->rows)
-            load_row(x->dtype, row_address(plan, block, x, r), dim, row);
-        else
-            memset(row, 0, sizeof row);
+    for (int64_t d = 0; d < dim && block->rows < block->lanes; d++)
+        memset(dst + d * BLOCK_M + block->rows, 0, (size_t)(block->lanes - block->rows) * sizeof(float));
+    for (int64_t r = 0; r < block->rows; r++) {
+        load_row(x->dtype, row_address(plan, block, x, r), dim, row);
         for (int64_t d = 0; d < dim; d++) dst[d * BLOCK_M + r] = factor * row[d];
     }
 }
@@ -289,21 +288,25 @@ static int64_t tile_size(const row_block *block, int64_t first) {
 #include "amx.h"
 #endif
 
-/* max and sum of the block's rows and, if asked for, the output, not yet divided by sum. Needs q_lanes. */
-static void attend(const cuflash_problem *p, const row_block *block, const scratch *w, int with_output, unsigned ticket) {
+/* max and sum of the block's rows over keys from `begin` to `end` and, if asked for, the output, not yet divided by sum. Needs
+ * q_lanes. */
+static void attend(const cuflash_problem *p, const row_block *block, const scratch *w, int with_output, int64_t begin,
+                   int64_t end, unsigned ticket) {
     float c = exponent_scale(p);
     for (int64_t r = 0; r < block->lanes; r++) w->max[r] = -INFINITY, w->sum[r] = 0;
-    for (int64_t first = 0; first < block->keys; first += BLOCK_N) {
+    if (end > block->keys) end = block->keys;
+    for (int64_t first = begin; first < end; first += BLOCK_N) {
         if (cuflash_interrupted(ticket)) return;
         int64_t count = tile_size(block, first);
         score_tile(p, block, first, count, load_keys(block, &p->k, first, count, p->head_dim, w->k_buffer), w);
-        softmax_tile(block->lanes, w->s, count, c, w->max, w->sum, w->o_lanes, with_output && first > 0 ? p->head_dim_v : 0);
+        softmax_tile(block->lanes, w->s, count, c, w->max, w->sum, w->o_lanes,
+                     with_output && first > begin ? p->head_dim_v : 0);
         if (!with_output) continue;
         key_tile v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
         if (first + count > block->shared && !all_finite(v.data, v.stride, count, p->head_dim_v))
-            visible_to_lanes(block, first, count, v, p->head_dim_v, w->s, w->o_lanes, first > 0);
+            visible_to_lanes(block, first, count, v, p->head_dim_v, w->s, w->o_lanes, first > begin);
         else
-            gemm(p->head_dim_v, block->lanes, count, v.data, 1, v.stride, w->s, BLOCK_M, w->o_lanes, BLOCK_M, first > 0);
+            gemm(p->head_dim_v, block->lanes, count, v.data, 1, v.stride, w->s, BLOCK_M, w->o_lanes, BLOCK_M, first > begin);
     }
 }
 
@@ -323,11 +326,11 @@ static void store_lse(const cuflash_cpu_plan *plan, const cuflash_problem *p, co
     }
 }
 
-/* The block's output, not yet divided by sum, by the fastest way. */
+/* The block's output over some keys, not yet divided by sum, by the fastest way. */
 static void attend_forward(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
-                           float *more, const void *packed, unsigned ticket) {
+                           float *more, const void *packed, int64_t begin, int64_t end, unsigned ticket) {
 #ifdef __AMX_BF16__
-    if (plan->packed_bytes > 0) {
+    if (plan->packed_bytes > 0) { /* and so all keys are one part */
         amx_scratch x;
         amx_lay_out(plan, p, more, &x);
         int64_t pair = block->batch * p->heads_kv + block->head_kv;
@@ -338,26 +341,81 @@ static void attend_forward(const cuflash_cpu_plan *plan, const cuflash_problem *
     (void)more, (void)packed;
 #endif
     load_lanes(plan, block, &p->q, p->head_dim, query_factor(p), w->q_lanes);
-    attend(p, block, w, 1, ticket);
+    attend(p, block, w, 1, begin, end, ticket);
+}
+
+/* Divides by sum, and writes the block's output and log-sum-exp. */
+static void store_output(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w) {
+    if (p->lse.data) store_lse(plan, p, block, w);
+    for (int64_t r = 0; r < block->rows; r++) {
+        if (sees_nothing(w, r))
+            clear_lane(w->o_lanes, p->head_dim_v, r);
+        else
+            w->sum[r] = 1 / w->sum[r];
+    }
+    store_lanes(plan, block, &p->o, p->head_dim_v, w->o_lanes, w->sum);
+}
+
+/* The row_blocks of a pair, the longest rows first. */
+static row_block forward_block(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t number) {
+    int64_t pair = number / plan->row_blocks, index = number % plan->row_blocks;
+    return block_at(plan, p, pair, p->causal ? plan->row_blocks - 1 - index : index);
+}
+
+/* Where a part of the keys begins: at a tile. */
+static int64_t part_begin(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t part) {
+    int64_t tiles = (p->seq_k + BLOCK_N - 1) / BLOCK_N, first = tiles * part / plan->key_parts * BLOCK_N;
+    return first < p->seq_k ? first : p->seq_k;
+}
+
+/* What a part of the keys came to, in `partial`: max, sum, and the output, [dim][rows]. */
+static void keep_part(const cuflash_problem *p, const row_block *block, const scratch *w, float *partial) {
+    size_t bytes = (size_t)block->rows * sizeof(float);
+    memcpy(partial, w->max, bytes);
+    memcpy(partial + block->rows, w->sum, bytes);
+    for (int64_t d = 0; d < p->head_dim_v; d++) memcpy(partial + (2 + d) * block->rows, w->o_lanes + d * BLOCK_M, bytes);
 }
 
 static void forward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *base, const void *packed,
-                    unsigned ticket) {
-    int64_t pair = unit / plan->row_blocks, index = unit % plan->row_blocks;
-    if (p->causal) index = plan->row_blocks - 1 - index; /* the longest rows first */
-    row_block block = block_at(plan, p, pair, index);
+                    float *partial, unsigned ticket) {
+    int64_t part = unit % plan->key_parts;
+    row_block block = forward_block(plan, p, unit / plan->key_parts);
     scratch w;
     int64_t used = lay_out(plan, p, CUFLASH_FORWARD, base, &w);
-    attend_forward(plan, p, &block, &w, base + used, packed, ticket);
+    attend_forward(plan, p, &block, &w, base + used, packed, part_begin(plan, p, part), part_begin(plan, p, part + 1), ticket);
     if (cuflash_interrupted(ticket)) return;
-    if (p->lse.data) store_lse(plan, p, &block, &w);
-    for (int64_t r = 0; r < block.rows; r++) {
-        if (sees_nothing(&w, r))
-            clear_lane(w.o_lanes, p->head_dim_v, r);
-        else
-            w.sum[r] = 1 / w.sum[r];
+    if (plan->key_parts > 1)
+        keep_part(p, &block, &w, partial);
+    else
+        store_output(plan, p, &block, &w);
+}
+
+/* The parts of a row block together, in their order. */
+static void forward_finish(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t number, float *base,
+                           const float *partials) {
+    row_block block = forward_block(plan, p, number);
+    scratch w;
+    lay_out(plan, p, CUFLASH_FORWARD, base, &w);
+    int64_t rows = block.rows, parts = 0;
+    while (parts < plan->key_parts && part_begin(plan, p, parts) < block.keys) parts++; /* which have keys that a row sees */
+    partials += number * plan->key_parts * plan->partial_floats;
+    for (int64_t r = 0; r < rows; r++) {
+        w.max[r] = -INFINITY, w.sum[r] = 0;
+        for (int64_t part = 0; part < parts; part++) w.max[r] = fmaxf(w.max[r], partials[part * plan->partial_floats + r]);
+        clear_lane(w.o_lanes, p->head_dim_v, r);
     }
-    store_lanes(plan, &block, &p->o, p->head_dim_v, w.o_lanes, w.sum);
+    float c = exponent_scale(p);
+    for (int64_t part = 0; part < parts; part++) {
+        const float *max = partials + part * plan->partial_floats, *sum = max + rows, *out = sum + rows;
+        float factor[BLOCK_M];
+        for (int64_t r = 0; r < rows; r++) {
+            factor[r] = exp2f((max[r] - (w.max[r] == -INFINITY ? 0 : w.max[r])) * c);
+            w.sum[r] += factor[r] * sum[r];
+        }
+        for (int64_t d = 0; d < p->head_dim_v; d++)
+            for (int64_t r = 0; r < rows; r++) w.o_lanes[d * BLOCK_M + r] += factor[r] * out[d * rows + r];
+    }
+    store_output(plan, p, &block, &w);
 }
 
 /* ---- Backward ----------------------------------------------------------------------------------- */
@@ -380,7 +438,7 @@ static void load_softmax(const cuflash_cpu_plan *plan, const cuflash_problem *p,
         memcpy(lse + r, row_address(plan, block, &p->lse, r), sizeof *lse);
         enough = enough && is_fine(lse[r], block->limit[r]);
     }
-    if (!enough) attend(p, block, w, 0, ticket);
+    if (!enough) attend(p, block, w, 0, 0, p->seq_k, ticket);
     for (int64_t r = 0; r < block->lanes; r++) {
         if (r < block->rows && !(given && is_fine(lse[r], block->limit[r]))) {
             w->shift[r] = sees_nothing(w, r) ? -INFINITY : -log2f(w->sum[r]);
@@ -547,7 +605,7 @@ static int64_t scratch_floats(const cuflash_cpu_plan *plan, const cuflash_proble
 #define TEXT(x) TEXT_(x)
 
 const cuflash_cpu_kernels PASTE(cuflash_cpu_, CUFLASH_ISA) = {
-    TEXT(CUFLASH_ISA), VL,       BLOCK_M,     BLOCK_N, scratch_floats, forward, backward, backward_finish,
+    TEXT(CUFLASH_ISA), VL,       BLOCK_M,     BLOCK_N, scratch_floats, forward, forward_finish, backward, backward_finish,
 #ifdef __AMX_BF16__
     amx_packed_bytes,  amx_pack, AMX_BLOCK_N,
 #else

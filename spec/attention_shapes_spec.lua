@@ -11,6 +11,8 @@ local sequences = {
   { seq_q = 1, seq_k = 1000, dim = 40, heads = 8, heads_kv = 1 },
   { seq_q = 1, seq_k = 4100, dim = 40, heads = 4, heads_kv = 1 }, -- keys in parts, on the CPU
   { seq_q = 67, seq_k = 2050, dim = 32, heads = 2 },
+  { seq_q = 3, seq_k = 500, dim = 59, dim_v = 111 },
+  { seq_q = 1, seq_k = 700, dim = 111, dim_v = 59, heads = 6, heads_kv = 3 },
   { seq_q = 5, seq_k = 1, dim = 32, heads = 2 },
   { seq_q = 2, seq_k = 2, dim = 64, batch = 3, heads = 7 },
   { seq_q = 7, seq_k = 1000, dim = 32, heads = 2, heads_kv = 1 },

@@ -61,6 +61,36 @@ static inline vf v_min(vf x, vf y) {
     return -v_max(-x, -y);
 }
 
+/* Lane l is lane l ^ n of x; n is a constant. */
+static inline __attribute__((always_inline)) vf v_swap(vf x, const int n) {
+    vi from;
+#pragma GCC unroll 16
+    for (int l = 0; l < VL; l++) from[l] = l ^ n;
+#if defined(__clang__)
+    vf y;
+    for (int l = 0; l < VL; l++) y[l] = x[from[l]];
+    return y;
+#else
+    return __builtin_shuffle(x, from);
+#endif
+}
+
+/* Sums of pairs of lanes that are n apart: of x where l & n is 0, of y elsewhere; n is a constant. */
+static inline __attribute__((always_inline)) vf v_add_pairs(vf x, vf y, const int n) {
+    vi second;
+#pragma GCC unroll 16
+    for (int l = 0; l < VL; l++) second[l] = l & n ? -1 : 0;
+    return v_select(second, y, x) + v_swap(v_select(second, x, y), n);
+}
+
+/* The sums of the lanes of four vectors: lane l is that of x[l % 4]. */
+static inline __attribute__((always_inline)) vf v_sums(const vf *x) {
+    vf sums = v_add_pairs(v_add_pairs(x[0], x[1], 1), v_add_pairs(x[2], x[3], 1), 2);
+#pragma GCC unroll 4
+    for (int n = 4; n < VL; n *= 2) sums = sums + v_swap(sums, n);
+    return sums;
+}
+
 /* 2^x, within 1 ulp where the result is a normal number; 0 below 2^-126, infinity from 2^127.5 on; NaN for NaN.
  * x = n + r with |r| <= 1/2; 2^r is a polynomial of degree 6 (minimax, error 2e-9 relative), 2^n an exponent. */
 static inline vf v_exp2(vf x) {

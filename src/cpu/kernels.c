@@ -399,6 +399,8 @@ static inline __attribute__((always_inline)) void add_few(const int R, int64_t c
 /* As attend(), of a block of at most FEW rows. */
 static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
                        int64_t begin, int64_t end, unsigned ticket) {
+    enum { CONVERTED = 32 }; /* 16-bit keys at a time: float32 ones of a whole tile would not stay in the L1 cache */
+    int64_t piece = p->dtype == CUFLASH_FLOAT32 ? BLOCK_N : CONVERTED;
     float c = exponent_scale(p), factor = query_factor(p);
     load_rows(plan, block, &p->q, p->head_dim, plan->pad_d, w->few_q);
     for (int64_t i = 0; i < block->rows * plan->pad_d; i++) w->few_q[i] *= factor;
@@ -409,8 +411,11 @@ static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
     for (int64_t first = begin; first < end; first += BLOCK_N) {
         if (cuflash_interrupted(ticket)) return;
         int64_t count = tile_size(block, first);
-        key_tile k = load_keys(block, &p->k, first, count, p->head_dim, w->k_buffer);
-        FEW_ROWS(score_few, count, p->head_dim, k, w->few_q, plan->pad_d, w->s);
+        for (int64_t at = 0, n; at < count; at += n) {
+            n = count - at < piece ? count - at : piece;
+            key_tile k = load_keys(block, &p->k, first + at, n, p->head_dim, w->k_buffer);
+            FEW_ROWS(score_few, n, p->head_dim, k, w->few_q, plan->pad_d, w->s + at * BLOCK_M);
+        }
         if (first + count > block->shared) mask_tile(block, first, count, -INFINITY, w->s);
         float before[FEW];
         memcpy(before, w->max, sizeof before);
@@ -420,14 +425,18 @@ static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
             float shrink = exp2f((before[r] - w->max[r]) * c);
             for (int64_t d = 0; d < p->head_dim_v; d++) w->few_o[r * plan->pad_dv + d] *= shrink;
         }
-        key_tile v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
-        if (first + count > block->shared && !all_finite(v.data, v.stride, count, p->head_dim_v)) {
-            for (int64_t r = 0; r < block->rows; r++)
-                for (int64_t j = 0; j < count && first + j < block->limit[r]; j++)
-                    for (int64_t d = 0; d < p->head_dim_v; d++)
-                        w->few_o[r * plan->pad_dv + d] += w->s[j * BLOCK_M + r] * v.data[j * v.stride + d];
-        } else {
-            FEW_ROWS(add_few, count, p->head_dim_v, v, w->s, w->few_o, plan->pad_dv);
+        for (int64_t at = 0, n; at < count; at += n) {
+            n = count - at < piece ? count - at : piece;
+            key_tile v = load_keys(block, &p->v, first + at, n, p->head_dim_v, w->v_buffer);
+            const float *prob = w->s + at * BLOCK_M;
+            if (first + at + n > block->shared && !all_finite(v.data, v.stride, n, p->head_dim_v)) {
+                for (int64_t r = 0; r < block->rows; r++)
+                    for (int64_t j = 0; j < n && first + at + j < block->limit[r]; j++)
+                        for (int64_t d = 0; d < p->head_dim_v; d++)
+                            w->few_o[r * plan->pad_dv + d] += prob[j * BLOCK_M + r] * v.data[j * v.stride + d];
+            } else {
+                FEW_ROWS(add_few, n, p->head_dim_v, v, prob, w->few_o, plan->pad_dv);
+            }
         }
     }
     for (int64_t r = 0; r < block->rows; r++)

@@ -101,6 +101,8 @@ describe("attention where one logit of a row is far above all others", function(
   end
 end)
 
+local function on_grid(x) return math.floor(x * 4 + 0.5) / 4 end
+
 -- Logits near `logit`, or near it and its negative: the first element of q is a, or -a, that of k is b, or -b, and
 -- a * b / sqrt(64) = logit. Every product and sum is a multiple of 1/16 that float32 holds, so the logits are exact
 -- and what is left to get wrong is what attention does with them. The upper half of k is large and q is 0 there:
@@ -109,7 +111,6 @@ local function far(a, b, signs)
   return function(case)
     local inputs = attention.normal(case)
     local random = cf.rand({ case.seq_q + case.seq_k }, { generator = attention.generator(case) })
-    local function on_grid(x) return math.floor(x * 4 + 0.5) / 4 end
     for name, first in pairs { q = a, k = b } do
       local data, rows = inputs[name]:data(), inputs[name]:size(3)
       for row = 0, inputs[name]:numel() / 64 - 1 do
@@ -155,7 +156,7 @@ local function rising(step)
     for name, tensor in pairs(inputs) do
       local data, rows = tensor:data(), tensor:size(3)
       for row = 0, (name == "q" or name == "k") and tensor:numel() / 64 - 1 or -1 do
-        for d = 0, 63 do data[row * 64 + d] = math.floor(data[row * 64 + d] * 4 + 0.5) / 4 end
+        for d = 0, 63 do data[row * 64 + d] = on_grid(data[row * 64 + d]) end
         data[row * 64] = name == "q" and (row % rows % 2) * 8 or step * math.floor((rows - 1 - row % rows) / 100)
       end
     end

@@ -434,7 +434,7 @@ static void amx_attend(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
     const char *odd = packed + amx_turned_bytes(plan, p);
     int denormal_q = amx_load_pairs(plan, block, &p->q, p->head_dim, factor, x->q);
     amx_right probabilities = {x->pairs, AMX_PAIRS};
-    for (int64_t r = 0; r < block->lanes; r++) w->max[r] = -INFINITY, w->sum[r] = 0;
+    forget(block, w);
     amx_begin();
     for (int64_t first = 0; first < block->keys && !cuflash_interrupted(ticket); first += AMX_BLOCK_N) {
         int64_t count = block->keys - first < AMX_BLOCK_N ? block->keys - first : AMX_BLOCK_N;

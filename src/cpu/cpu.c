@@ -127,12 +127,11 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     if (kernels->packed_bytes && p->dtype == CUFLASH_BFLOAT16 && plan->rows >= ENOUGH_ROWS)
         plan->packed_bytes = kernels->packed_bytes(plan, p);
     plan->key_parts = 1;
-    if (plan->row_blocks < PAIR_UNITS && plan->packed_bytes == 0) {
+    if (pass == CUFLASH_FORWARD && plan->row_blocks < PAIR_UNITS && plan->packed_bytes == 0 && p->seq_k >= 2 * PART_KEYS) {
         int64_t parts = (PAIR_UNITS + plan->row_blocks - 1) / plan->row_blocks, most = p->seq_k / PART_KEYS;
-        plan->key_parts = parts < most ? parts : most > 1 ? most : 1;
-    }
-    if (pass == CUFLASH_FORWARD && plan->key_parts > 1)
+        plan->key_parts = parts < most ? parts : most;
         plan->partial_floats = (2 + p->head_dim_v) * (plan->rows < kernels->block_m ? plan->rows : kernels->block_m);
+    }
     plan->units = plan->pairs * (pass == CUFLASH_FORWARD ? plan->row_blocks * plan->key_parts : plan->splits);
     plan->threads = worthwhile_threads(p, threads, plan->units);
     plan->scratch_floats = cuflash_round_up(kernels->scratch_floats(plan, p, pass), 16);
@@ -153,7 +152,7 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
     const cuflash_cpu_kernels *kernels = plan->kernels;
     int64_t each = split ? plan->splits : plan->row_blocks;
     char what[96], parts[48] = "";
-    if (!split && plan->key_parts > 1) snprintf(parts, sizeof parts, ", keys in %lld parts", (long long)plan->key_parts);
+    if (plan->key_parts > 1) snprintf(parts, sizeof parts, ", keys in %lld parts", (long long)plan->key_parts);
     snprintf(what, sizeof what, on_tiles ? "matrix units, tiles of 16 x 32 bfloat16" : "vectors of %d float32%s",
              kernels->vector, p->dtype == CUFLASH_FLOAT32 ? "" : ", operands converted as they are read");
     snprintf(text, size,

@@ -18,16 +18,15 @@ typedef struct {
     int64_t pairs;          /* batch * heads_kv */
     int64_t rows;           /* per pair: group * seq_q */
     int64_t row_blocks;     /* per pair */
-    int64_t key_parts;      /* forward: that the keys of a row block are cut into */
+    int64_t key_parts;      /* that the keys of a forward's row block are cut into */
     int64_t units;          /* pieces of work that threads take: forward row blocks by parts, backward splits */
     int64_t splits;         /* backward: parts a pair's row blocks are dealt out to, each with its own dk and dv */
     int64_t pad_d, pad_dv;  /* head dimensions rounded up to whole vectors */
     int64_t pad_k;          /* seq_k rounded up to 16 */
     int64_t scratch_floats; /* per thread */
     int64_t packed_bytes;   /* per pair: V (forward) or K (backward) as matrix units want it, or 0 */
-    int64_t
-        partial_floats; /* backward, per split: dk [pad_k][pad_d], then dv [pad_k][pad_dv]; forward, per unit: max and sum of
-                               each row, and the output; 0: there is one part */
+    int64_t partial_floats; /* per unit; backward: dk [pad_k][pad_d], then dv [pad_k][pad_dv]; forward: max, sum and output
+                             * of each row, or 0 where keys are one part */
 } cuflash_cpu_plan;
 
 /* What an instruction set provides: its row of the table in cpu.c. */

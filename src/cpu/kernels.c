@@ -19,11 +19,11 @@
 #include <string.h>
 
 #include "cpu.h"
+#include "few.h"
 #include "gemm.h"
 #include "interrupt.h"
 
 enum { BLOCK_M = 64, BLOCK_N = 96, ALIGNMENT = 64 };
-enum { FEW = VL / 2 }; /* rows, of which vectors would be mostly empty */
 
 static const float LOG2E = 1.44269504f;
 
@@ -290,6 +290,11 @@ static int64_t tile_size(const row_block *block, int64_t first) {
     return block->keys - first < BLOCK_N ? block->keys - first : BLOCK_N;
 }
 
+/* No row has seen a key. */
+static void forget(const row_block *block, const scratch *w) {
+    for (int64_t r = 0; r < block->lanes; r++) w->max[r] = -INFINITY, w->sum[r] = 0;
+}
+
 #ifdef __AMX_BF16__
 #include "amx.h"
 #endif
@@ -299,7 +304,7 @@ static int64_t tile_size(const row_block *block, int64_t first) {
 static void attend(const cuflash_problem *p, const row_block *block, const scratch *w, int with_output, int64_t begin,
                    int64_t end, unsigned ticket) {
     float c = exponent_scale(p);
-    for (int64_t r = 0; r < block->lanes; r++) w->max[r] = -INFINITY, w->sum[r] = 0;
+    forget(block, w);
     if (end > block->keys) end = block->keys;
     for (int64_t first = begin; first < end; first += BLOCK_N) {
         if (cuflash_interrupted(ticket)) return;
@@ -317,72 +322,6 @@ static void attend(const cuflash_problem *p, const row_block *block, const scrat
 }
 
 /* ---- Few rows ----------------------------------------------------------------------------------- */
-
-/* Decoding has a row or some, and there is not much to be done for each byte of K and V. So vectors run over d: scores are dot
- * products, and an output is a sum of rows of V. R rows, a constant, are kept in registers; those past the block's are 0. */
-
-/* S = K Q of `count` keys. */
-static inline __attribute__((always_inline)) void score_few(const int R, int64_t count, int64_t dim, key_tile k, const float *q,
-                                                            int64_t pad, float *s) {
-    const int K = VL / R < 4 ? VL / R : 4; /* keys at a time */
-    int64_t whole = dim / VL * VL;
-    for (int64_t j = 0; j < count; j += K) {
-        const float *key[4];
-        vf sum[VL]; /* [K][R] */
-#pragma GCC unroll 4
-        for (int i = 0; i < K; i++) key[i] = k.data + (j + i < count ? j + i : count - 1) * k.stride;
-#pragma GCC unroll 16
-        for (int i = 0; i < K * R; i++) sum[i] = (vf){0};
-        for (int64_t d = 0; d < whole; d += VL)
-#pragma GCC unroll 16
-            for (int r = 0; r < R; r++) {
-                vf y = v_load(q + r * pad + d);
-#pragma GCC unroll 4
-                for (int i = 0; i < K; i++) sum[i * R + r] = v_load(key[i] + d) * y + sum[i * R + r];
-            }
-        float sums[VL / 4 * VL];
-#pragma GCC unroll 4
-        for (int i = 0; i < K * R / 4; i++) v_store(sums + i * VL, v_sums(sum + i * 4));
-        for (int i = 0; i < K && j + i < count; i++) {
-            float *to = s + (j + i) * BLOCK_M;
-            v_store(to, (vf){0});
-            for (int r = 0; r < R; r++) {
-                float x = sums[(i * R + r) / 4 * VL + (i * R + r) % 4];
-                for (int64_t d = whole; d < dim; d++) x += key[i][d] * q[r * pad + d];
-                to[r] = x;
-            }
-        }
-    }
-}
-
-/* out += P V of `count` keys. */
-static inline __attribute__((always_inline)) void add_few(const int R, int64_t count, int64_t dim, key_tile v, const float *p,
-                                                          float *out, int64_t pad) {
-    const int C = (VL == 16 ? 16 : 8) / R < 4 ? (VL == 16 ? 16 : 8) / R : 4; /* vectors of d at a time */
-    int64_t d = 0;
-    for (; d + C * VL <= dim; d += C * VL) {
-        vf sum[FEW][4];
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++)
-#pragma GCC unroll 16
-            for (int i = 0; i < C; i++) sum[r][i] = v_load(out + r * pad + d + i * VL);
-        for (int64_t j = 0; j < count; j++)
-#pragma GCC unroll 16
-            for (int i = 0; i < C; i++) {
-                vf x = v_load(v.data + j * v.stride + d + i * VL);
-#pragma GCC unroll 16
-                for (int r = 0; r < R; r++) sum[r][i] = v_set(p[j * BLOCK_M + r]) * x + sum[r][i];
-            }
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++)
-#pragma GCC unroll 16
-            for (int i = 0; i < C; i++) v_store(out + r * pad + d + i * VL, sum[r][i]);
-    }
-    for (int64_t j = 0; j < count; j++)
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++)
-            for (int64_t e = d; e < dim; e++) out[r * pad + e] += p[j * BLOCK_M + r] * v.data[j * v.stride + e];
-}
 
 #define FEW_ROWS(function, ...)                                                                                                \
     do {                                                                                                                       \
@@ -406,7 +345,7 @@ static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
     for (int64_t i = 0; i < block->rows * plan->pad_d; i++) w->few_q[i] *= factor;
     memset(w->few_q + block->rows * plan->pad_d, 0, (size_t)((FEW - block->rows) * plan->pad_d) * sizeof(float));
     memset(w->few_o, 0, (size_t)(FEW * plan->pad_dv) * sizeof(float));
-    for (int64_t r = 0; r < block->lanes; r++) w->max[r] = -INFINITY, w->sum[r] = 0;
+    forget(block, w);
     if (end > block->keys) end = block->keys;
     for (int64_t first = begin; first < end; first += BLOCK_N) {
         if (cuflash_interrupted(ticket)) return;
@@ -414,12 +353,12 @@ static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
         for (int64_t at = 0, n; at < count; at += n) {
             n = count - at < piece ? count - at : piece;
             key_tile k = load_keys(block, &p->k, first + at, n, p->head_dim, w->k_buffer);
-            FEW_ROWS(score_few, n, p->head_dim, k, w->few_q, plan->pad_d, w->s + at * BLOCK_M);
+            FEW_ROWS(score_few, n, p->head_dim, k.data, k.stride, w->few_q, plan->pad_d, w->s + at * BLOCK_M, BLOCK_M);
         }
         if (first + count > block->shared) mask_tile(block, first, count, -INFINITY, w->s);
         float before[FEW];
         memcpy(before, w->max, sizeof before);
-        softmax_tile(block->lanes, w->s, count, c, w->max, w->sum, NULL, 0);
+        softmax_tile(block->lanes, w->s, count, c, w->max, w->sum, w->o_lanes, 0);
         for (int64_t r = 0; r < block->rows; r++) {
             if (before[r] == w->max[r] || before[r] == -INFINITY) continue;
             float shrink = exp2f((before[r] - w->max[r]) * c);
@@ -430,12 +369,13 @@ static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
             key_tile v = load_keys(block, &p->v, first + at, n, p->head_dim_v, w->v_buffer);
             const float *prob = w->s + at * BLOCK_M;
             if (first + at + n > block->shared && !all_finite(v.data, v.stride, n, p->head_dim_v)) {
+                /* As visible_to_lanes, in add_few's order: what is hidden must not change a bit. */
                 for (int64_t r = 0; r < block->rows; r++)
                     for (int64_t j = 0; j < n && first + at + j < block->limit[r]; j++)
                         for (int64_t d = 0; d < p->head_dim_v; d++)
                             w->few_o[r * plan->pad_dv + d] += prob[j * BLOCK_M + r] * v.data[j * v.stride + d];
             } else {
-                FEW_ROWS(add_few, n, p->head_dim_v, v, prob, w->few_o, plan->pad_dv);
+                FEW_ROWS(add_few, n, p->head_dim_v, v.data, v.stride, prob, BLOCK_M, w->few_o, plan->pad_dv);
             }
         }
     }

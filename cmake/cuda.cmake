@@ -12,7 +12,7 @@ set(CUFLASH_KERNELS_DIR ${CMAKE_CURRENT_BINARY_DIR}/kernels CACHE PATH "Where th
 set(cuflash_cuda_include "")
 set(cuflash_kernels_source ${CMAKE_CURRENT_BINARY_DIR}/kernels.c)
 set(fatbins element rows mma_forward mma_backward tf32_forward fma_forward fma_backward fma_half_forward fma_half_backward)
-set(hopper_fatbins hopper_forward) # of sm_90a alone
+set(hopper_fatbins hopper_forward hopper_backward) # of sm_90a alone
 set(toolkit 0)
 if(NOT CUFLASH_CUDA STREQUAL "OFF")
   find_package(CUDAToolkit QUIET)

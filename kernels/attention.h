@@ -17,11 +17,12 @@ typedef struct {
     void *dq, *dk, *dv; /* outputs; each may be NULL: not wanted */
 
     /* Workspace of backward. Row arrays are [batch * heads][rows] floats. */
-    float *row_max;   /* what is subtracted from a score: p = exp2((score - row_max) * scale_log2 - row_log). Rows that see */
-    float *row_log;   /* nothing, and rows past seq_q, have row_max = +infinity, row_log = 0 */
-    float *row_delta; /* the sum of o * d_o over a row; 0 past seq_q */
-    float *dq_sum;    /* [batch * heads][rows][dim_padded]: dq before scaling, or NULL: not wanted */
-    int32_t *turn;    /* deterministic: [batch * heads][rows / block_m], zeroed: whose turn it is to add to dq_sum; else NULL */
+    float *row_max;    /* what is subtracted from a score: p = exp2((score - row_max) * scale_log2 - row_log). Rows that see */
+    float *row_log;    /* nothing, and rows past seq_q, have row_max = +infinity, row_log = 0 */
+    float *row_offset; /* row_max * scale_log2 + row_log, which is as good where the gradients are of 16 bits */
+    float *row_delta;  /* the sum of o * d_o over a row; 0 past seq_q */
+    float *dq_sum;     /* [batch * heads][rows][dim_padded]: dq before scaling, or NULL: not wanted */
+    int32_t *turn; /* deterministic: [batch * heads][rows / block_m], zeroed: whose turn it is to add to dq_sum; else NULL */
 
     cuflash_kernel_strides q_stride, k_stride, v_stride, o_stride, lse_stride, d_o_stride, dq_stride, dk_stride, dv_stride;
 
@@ -33,17 +34,17 @@ typedef struct {
     int32_t causal;     /* query i sees keys 0 ... i + seq_k - seq_q */
     int32_t negative;   /* the scale is below 0: scores are of -q */
     int32_t lse_half;   /* lse is float16, not float32 */
-    int32_t
-        vector;  /* every row of every array begins at a multiple of 16 bytes and holds whole 16 bytes: head_dim and head_dim_v
-                           are multiples of 16 bytes too */
-    float scale; /* as given, with its sign: what gradients are scaled by */
-    float scale_log2; /* |scale| * log2(e), never 0: what scores are scaled by */
+    int32_t vector;     /* every row of every array begins at a multiple of 16 bytes and holds whole 16 bytes: so are head_dim
+                           and head_dim_v multiples of 16 bytes */
+    float scale;        /* as given, with its sign: what gradients are scaled by */
+    float scale_log2;   /* |scale| * log2(e), never 0: what scores are scaled by */
 
     /* Backward: a walk is a tile of keys and the queries of its group of heads; all walks after the first `whole` are dealt out
-     * to `parts` blocks each, which write partial sums of dk, before scaling, and of dv: [walks - whole][parts][block_n]
-     * [dim_padded]. */
+     * in `parts`, which write partial sums of dk, before scaling, and of dv: [walks - whole][parts][block_n][dim_padded]. */
     int32_t parts, whole, block_n;
     float *dk_parts, *dv_parts;
+    int32_t walks;   /* parts counted */
+    int32_t *ticket; /* the number of the next one, for families whose blocks stay, and go from walk to walk */
 } cuflash_attention_args;
 
 /* A row of a family's table: what a kernel is made for and what it is launched with. */

@@ -61,6 +61,13 @@ static __device__ __noinline__ void repair_o_row(const cuflash_attention_args &a
     if (LSE && lane == 0) store_lse(args, batch, head, row, max, sum);
 }
 
+/* A warp's rows of o. A NaN among keys that a row does not see has spoilt some, as 0 * NaN is NaN. */
+template <typename T>
+static __device__ __noinline__ void repair_rows(const cuflash_attention_args &args, int batch, int head, int first, int end) {
+    __syncwarp();
+    for (int row = first; row < end; row++) repair_o_row<T>(args, batch, head, row);
+}
+
 /* The probability of a key for a row, from the row's statistics. */
 static __device__ __forceinline__ float probability(const cuflash_attention_args &args, float score, int64_t at) {
     return exp2f((score - args.row_max[at]) * args.scale_log2 - args.row_log[at]);

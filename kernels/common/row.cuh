@@ -98,6 +98,7 @@ __device__ __forceinline__ void store_statistics(const cuflash_attention_args &a
     int64_t at = row_number(args, batch, head, row);
     args.row_max[at] = sum == 0 ? CUDART_INF_F : max;
     args.row_log[at] = sum == 0 ? 0 : log2f(sum);
+    args.row_offset[at] = fmaf(args.row_max[at], args.scale_log2, args.row_log[at]);
 }
 
 } // namespace cuflash

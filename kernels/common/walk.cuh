@@ -1,6 +1,6 @@
 /* What a block of a backward works on: it keeps a tile of keys, and walks the queries that see it, of all query heads of its
- * KV head. A walk can be dealt out to args.parts blocks, which write partial sums of dk and dv, for cuflash_rows_sum to add.
- * The first args.whole walks are not. */
+ * KV head. A walk can be dealt out in args.parts, which write partial sums of dk and dv, for cuflash_rows_sum to add. The first
+ * args.whole walks are not. */
 #ifndef CUFLASH_COMMON_WALK_CUH
 #define CUFLASH_COMMON_WALK_CUH
 
@@ -17,23 +17,19 @@ struct Walk {
     int steps;      /* tiles of queries; 0: none that sees a key */
     int first_tile; /* that sees a key, of every head */
     int unmasked;   /* from this tile on, queries see all keys of the block */
+    int partial;    /* is it a part, whose sums are partial? */
 };
 
 __device__ __forceinline__ int head_kv_of(const cuflash_attention_args &args, int unit) {
     return unit / args.parts % args.heads_kv;
 }
 
-/* Does this block write sums that are partial? */
-__device__ __forceinline__ bool walks_a_part(const cuflash_attention_args &args) {
-    return blockIdx.x >= args.whole;
-}
-
 /* Where all walks are dealt out, the parts of a walk are units as heads are: what a unit reads stays in the L2 cache. Else the
  * last walks are, which are few. */
-__device__ __forceinline__ Order walk_order(const cuflash_attention_args &args, int tiles) {
-    int units = args.batch * args.heads_kv, number = blockIdx.x, part = 0;
+__device__ __forceinline__ Order walk_order(const cuflash_attention_args &args, int tiles, int number) {
+    int units = args.batch * args.heads_kv, part = 0;
     if (args.whole == 0) return order_of_block(number, tiles, units * args.parts, args.causal);
-    if (walks_a_part(args)) {
+    if (number >= args.whole) {
         part = (number - args.whole) % args.parts;
         number = args.whole + (number - args.whole) / args.parts;
     }
@@ -42,10 +38,12 @@ __device__ __forceinline__ Order walk_order(const cuflash_attention_args &args, 
     return order;
 }
 
-template <int BLOCK_M, int BLOCK_N> __device__ __forceinline__ Walk walk_of_block(const cuflash_attention_args &args) {
+/* The number-th one. */
+template <int BLOCK_M, int BLOCK_N> __device__ __forceinline__ Walk walk_of(const cuflash_attention_args &args, int number) {
     Walk w;
     int tiles_n = (args.seq_k + BLOCK_N - 1) / BLOCK_N, tiles_m = args.rows / BLOCK_M;
-    Order order = walk_order(args, tiles_n);
+    Order order = walk_order(args, tiles_n, number);
+    w.partial = number >= args.whole;
     w.unit = order.unit;
     w.first_key = order.tile * BLOCK_N; /* causal: the first keys are seen by the most queries */
     w.batch = w.unit / (args.heads_kv * args.parts);
@@ -55,7 +53,7 @@ template <int BLOCK_M, int BLOCK_N> __device__ __forceinline__ Walk walk_of_bloc
     /* Tiles of all heads are numbered; those before first_tile are part of no walk. Parts are the same whichever keys, as
      * blocks that take turns at a tile of queries must be in order. */
     int64_t all = static_cast<int64_t>(args.group) * tiles_m;
-    int parts = walks_a_part(args) ? args.parts : 1, part = w.unit % args.parts;
+    int parts = w.partial ? args.parts : 1, part = w.unit % args.parts;
     int from = all * part / parts, to = all * (part + 1) / parts;
     auto visible_before = [&](int tile) {
         return tile / tiles_m * (tiles_m - w.first_tile) + max(tile % tiles_m - w.first_tile, 0);

@@ -49,7 +49,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
 
     __device__ __forceinline__ Backward(const cuflash_attention_args &args, float *shared)
         : args(args), k_tile(shared), v_tile(k_tile + BLOCK_N * DIM), q_tile(v_tile + BLOCK_N * DIM),
-          do_tile(q_tile + BLOCK_M * DIM), p_tile(do_tile + BLOCK_M * DIM), walk(walk_of_block<BLOCK_M, BLOCK_N>(args)),
+          do_tile(q_tile + BLOCK_M * DIM), p_tile(do_tile + BLOCK_M * DIM), walk(walk_of<BLOCK_M, BLOCK_N>(args, blockIdx.x)),
           warp(threadIdx.x / 32), row_lane(threadIdx.x % 32 / COL_LANES), col_lane(threadIdx.x % COL_LANES) {
     }
 
@@ -247,7 +247,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
             step(head, tile, tile < walk.unmasked, load_next);
             head = next_head, tile = next_tile;
         }
-        if (walks_a_part(args)) {
+        if (walk.partial) {
             store_part(dv, args.dv ? args.dv_parts : nullptr);
             store_part(dk, args.dk ? args.dk_parts : nullptr);
             return;

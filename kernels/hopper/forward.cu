@@ -7,6 +7,8 @@
 #include "attention.h"
 #include "common/repair.cuh"
 #include "common/row.cuh"
+#include "hopper/ring.cuh"
+#include "hopper/store.cuh"
 #include "hopper/table.h"
 #include "ptx/barrier.cuh"
 #include "ptx/copy.cuh"
@@ -16,12 +18,6 @@
 #include "ptx/wgmma.cuh"
 
 namespace cuflash {
-
-/* A NaN among keys that a row does not see has spoilt it, as 0 * NaN is NaN: such rows are computed again by the book. */
-template <typename T>
-__device__ __noinline__ void repair_rows(const cuflash_attention_args &args, int batch, int head, int first, int end) {
-    for (int row = first; row < end; row++) repair_o_row<T>(args, batch, head, row);
-}
 
 /* A block's tiles of queries, one after the other. All blocks are there at the same time, so which gets which is settled
  * beforehand. Causal: the longest tile of a head and its shortest are a block's, the second longest and the second shortest,
@@ -60,18 +56,6 @@ template <int BLOCK_M, int BLOCK_N> struct Work {
         first_row = (args.causal ? tiles_m - 1 - tile : tile) * BLOCK_M;
         int end = visible_keys(args, min(first_row + BLOCK_M, args.seq_q) - 1);
         tiles = max(1, (end + BLOCK_N - 1) / BLOCK_N);
-    }
-};
-
-/* Where in a ring of STAGES the count-th tile is, and how often the ring has gone round. */
-template <int STAGES> struct Ring {
-    static_assert((STAGES & (STAGES - 1)) == 0, "a power of 2: a division is a shift");
-    unsigned count = 0;
-    __device__ __forceinline__ int stage() const {
-        return count % STAGES;
-    }
-    __device__ __forceinline__ int parity() const {
-        return count / STAGES % 2;
     }
 };
 
@@ -124,6 +108,13 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
     };
     __device__ __forceinline__ Item &item_of(int stage) const {
         return *static_cast<Item *>(__cvta_shared_to_generic(items + stage * sizeof(Item)));
+    }
+
+    /* Read by the lane that says for its warp when that is done. */
+    __device__ __forceinline__ int read(const int &x) const {
+        int value = 0;
+        if (lane() == 0) value = x;
+        return __shfl_sync(0xffffffff, value, 0);
     }
 
     __device__ __forceinline__ void make_barriers() {
@@ -395,20 +386,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
             for (int i = 0; i < 4; i++) p[k][i] = pack<T>(s[k * 8 + i * 2], s[k * 8 + i * 2 + 1]);
     }
 
-    /* The four lanes of a row, each with a pair of columns of four blocks of 8, swap so that each has a block. */
-    static __device__ __forceinline__ void transpose_pairs(uint32_t (&x)[4]) {
-#pragma unroll
-        for (int bit = 1; bit <= 2; bit *= 2)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (i & bit) continue;
-                bool upper = lane() & bit;
-                uint32_t give = upper ? x[i] : x[i + bit], got = __shfl_xor_sync(0xffffffff, give, bit);
-                (upper ? x[i] : x[i + bit]) = got;
-            }
-    }
-
-    __device__ __forceinline__ void store(float (&out)[DIM / 2], Rows &rows, const Item &item) {
+    __device__ __forceinline__ void store(float (&out)[DIM / 2], Rows &rows, int batch, int head, int first_row) {
         bool spoilt = false;
         if (args.causal) { /* NaN or infinite; where no key is hidden nothing is amiss */
             float zero = 0;
@@ -421,30 +399,17 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
             float sum = rows.sum[half];
             sum += __shfl_xor_sync(0xffffffff, sum, 1);
             sum += __shfl_xor_sync(0xffffffff, sum, 2);
-            int row = item.first_row + warp_row() + half * 8 + lane() / 4;
+            int row = first_row + warp_row() + half * 8 + lane() / 4;
             bool inside = row < args.seq_q;
-            if (lane() % 4 == 0 && inside) store_lse(args, item.batch, item.head, row, rows.reference[half], sum);
+            if (lane() % 4 == 0 && inside) store_lse(args, batch, head, row, rows.reference[half], sum);
             float factor = sum == 0 ? 0 : ptx::reciprocal_approx(sum);
-            T *o = row_of<T>(args.o, args.o_stride, item.batch, item.head, row);
-#pragma unroll
-            for (int first = 0; first < DIM / 8; first += 4) {
-                uint32_t x[4];
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float low = out[(first + i) * 4 + half * 2] * factor, high = out[(first + i) * 4 + half * 2 + 1] * factor;
-                    x[i] = pack<T>(low, high);
-                }
-                transpose_pairs(x);
-                int column = (first + lane() % 4) * 8;
-                if (inside && column < args.head_dim_v)
-                    *reinterpret_cast<uint4 *>(o + column) = make_uint4(x[0], x[1], x[2], x[3]);
-            }
+            store_half<T, DIM>(out, half, factor, row_of<T>(args.o, args.o_stride, batch, head, row),
+                               inside ? args.head_dim_v : 0);
         }
         if (__any_sync(0xffffffff, spoilt)) {
             ptx::wgmma_wait<0>();
-            int first = item.first_row + warp_row();
-            __syncwarp();
-            repair_rows<T>(args, item.batch, item.head, first, min(args.seq_q, first + 16));
+            int first = first_row + warp_row();
+            repair_rows<T>(args, batch, head, first, min(args.seq_q, first + 16));
         }
     }
 
@@ -499,8 +464,8 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
         ptx::mbarrier_wait(q_full(ring.stage()), ring.parity());
         const Item &item = item_of(ring.stage());
         place.q_tile = q_tiles + ring.stage() * Q_BYTES + warpgroup * (Q_BYTES / WARPGROUPS);
-        place.first_row = item.first_row + warpgroup * 64, place.tile = item.tiles - 1;
-        bool more = item.tiles > 0;
+        place.first_row = read(item.first_row) + warpgroup * 64, place.tile = read(item.tiles) - 1;
+        bool more = place.tile >= 0;
         /* The last tiles of keys may be for later warpgroups alone; and queries past the last want none, but are given one. */
         int end = place.first_row < args.seq_q ? visible_keys(args, min(place.first_row + 64, args.seq_q) - 1) : 0;
         int last = ptx::uniform(max(0, (end + BLOCK_N - 1) / BLOCK_N - 1));
@@ -550,16 +515,15 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
             pack_probabilities(p, s);
             v_stage = (place.ring.count - 1) % STAGES;
             multiply_values(out, p, v_tiles + v_stage * K_BYTES);
-            Item item = item_of(q_ring.stage());
-            item.first_row += warpgroup * 64;
-            __syncwarp();
+            const Item &item = item_of(q_ring.stage());
+            int batch = read(item.batch), head = read(item.head), first_row = read(item.first_row) + warpgroup * 64;
             arrive(q_empty(q_ring.stage()));
             q_ring.count++;
             more = begin(s, out, place, warpgroup, q_ring, v_stage);
             ptx::wgmma_wait<1>();
             ptx::wgmma_hold(out);
             if (v_stage >= 0) arrive(v_empty(v_stage));
-            store(out, rows, item);
+            store(out, rows, batch, head, first_row);
         }
         ptx::wgmma_wait<0>();
     }

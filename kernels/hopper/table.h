@@ -10,15 +10,15 @@ typedef struct {
     uint64_t opaque[16];
 } cuflash_tensor_map;
 
+#ifdef __cplusplus
+#define CUFLASH_ALIGNED_MAP alignas(64) cuflash_tensor_map
+#else
+#define CUFLASH_ALIGNED_MAP _Alignas(64) cuflash_tensor_map
+#endif
+
 typedef struct {
     cuflash_attention_args attention;
-#ifdef __cplusplus
-    alignas(64)
-#else
-    _Alignas(64)
-#endif
-        cuflash_tensor_map q,
-        k, v;
+    CUFLASH_ALIGNED_MAP q, k, v, d_o; /* d_o for backward alone */
 } cuflash_hopper_args;
 
 /* Panels of 64 columns: `q_stages` tiles of Q, and `stages` tiles of K and of V; barriers, and what the tiles of Q are. Tiles
@@ -38,5 +38,17 @@ typedef struct {
     X(128, 128, 128, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(128, 128, 128, 2), 0)                                              \
     X(192, 128, 96, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(192, 128, 96, 2), 0)                                                \
     X(256, 128, 64, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(256, 128, 64, 2), 0)
+
+/* K and V, `stages` tiles of Q and of dO, two of dS, one of dq in float32, `stages` times two numbers of each query, and barriers. */
+#define CUFLASH_HOPPER_BACKWARD_SMEM(dim, block_m, block_n, stages)                                                            \
+    (1024 + 2 * (dim) * (2 * (block_n) + 2 * (stages) * (block_m)) + 4 * (block_m) * (block_n) + 4 * (block_m) * (dim) +       \
+     (stages)*8 * (block_m) + 256)
+
+enum { CUFLASH_HOPPER_FINISH_THREADS = 256 };
+
+/* dim, block_m, block_n, stages, threads, blocks, smem_bytes */
+#define CUFLASH_HOPPER_BACKWARD(X)                                                                                             \
+    X(64, 128, 128, 2, 384, 1, CUFLASH_HOPPER_BACKWARD_SMEM(64, 128, 128, 2))                                                  \
+    X(128, 64, 128, 2, 384, 1, CUFLASH_HOPPER_BACKWARD_SMEM(128, 64, 128, 2))
 
 #endif

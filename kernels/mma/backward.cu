@@ -56,7 +56,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
 
     __device__ __forceinline__ Backward(const cuflash_attention_args &args, unsigned char *shared)
         : args(args), shared(shared), base(ptx::shared_address(shared)), lane(threadIdx.x % 32),
-          walk(walk_of_block<BLOCK_M, BLOCK_N>(args)) {
+          walk(walk_of<BLOCK_M, BLOCK_N>(args, blockIdx.x)) {
     }
 
     /* c += A B; load_left and load_right load fragments at a row or column and a 16-element step of k. */
@@ -168,7 +168,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 int64_t row = row_number(args, walk.batch, head, tile * BLOCK_M + Scores::row() + i * 16 + half * 8 + lane / 4);
-                offset[i][half] = fmaf(args.row_max[row], args.scale_log2, args.row_log[row]);
+                offset[i][half] = args.row_offset[row];
                 delta[i][half] = args.row_delta[row];
             }
     }
@@ -285,7 +285,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
         }
         ptx::cp_async_wait<0>();
         __syncthreads();
-        if (walks_a_part(args)) {
+        if (walk.partial) {
             store_part(dv, args.dv ? args.dv_parts : nullptr);
             store_part(dk, args.dk ? args.dk_parts : nullptr);
             return;

@@ -13,13 +13,6 @@
 
 namespace cuflash {
 
-/* A NaN among keys that a row does not see has spoilt it, as 0 * NaN is NaN: such rows are computed again by the book. */
-template <typename T>
-__device__ __noinline__ void repair_rows(const cuflash_attention_args &args, int batch, int head, int first, int end) {
-    __syncwarp();
-    for (int row = first; row < end; row++) repair_o_row<T>(args, batch, head, row);
-}
-
 /* What a block works on. It waits in shared memory, as it is needed once a tile, and registers are short. */
 template <typename T> struct Place {
     const T *k, *v;

@@ -49,6 +49,10 @@ __device__ __forceinline__ void store_release(int32_t *flag, int32_t value) {
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 
+__device__ __forceinline__ void add_release(int32_t *flag, int32_t value) {
+    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+
 } // namespace ptx
 
 #endif

@@ -19,6 +19,11 @@ __device__ __forceinline__ void store_shared(uint32_t destination, unsigned shor
     asm volatile("st.shared.u16 [%0], %1;" ::"r"(destination), "h"(value) : "memory");
 }
 
+__device__ __forceinline__ void store_4(uint32_t destination, const float *x) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(destination), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+                 : "memory");
+}
+
 __device__ __forceinline__ float load_shared(uint32_t source) {
     float value;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(source));

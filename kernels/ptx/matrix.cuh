@@ -23,6 +23,14 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t add
                  : "r"(address));
 }
 
+/* Four 8x8 matrices to shared memory, the other way round and transposed (sm_90): thread t gives the address of column t % 8 of
+ * matrix t / 8. */
+__device__ __forceinline__ void stmatrix_x4_trans(uint32_t address, const uint32_t (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]),
+                 "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
+
 /* d += a b; a is 16x16, b 16x8, d 16x8 in float32. Thread t holds of d: rows t / 4 (d[0], d[1]) and t / 4 + 8 (d[2], d[3]),
  * columns 2 (t % 4) and one more. a[0], a[1]: the same rows, columns 2 (t % 4) and one more; a[2], a[3]: columns 8 further.
  * b[0]: rows 2 (t % 4) and one more of column t / 4; b[1]: rows 8 further. */

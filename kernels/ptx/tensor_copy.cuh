@@ -20,6 +20,35 @@ __device__ __forceinline__ void load_box(uint32_t destination, const void *map, 
                  : "memory");
 }
 
+/* So many bytes, a multiple of 16 at one, to shared memory; arrives at the barrier with them. */
+__device__ __forceinline__ void load_bytes(uint32_t destination, const void *from, int bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(destination),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
+/* Adds floats in shared memory to ones in global memory; so many bytes, a multiple of 16 at one. Belongs to this thread's group of
+ * such additions. */
+__device__ __forceinline__ void add_floats(float *to, uint32_t from, int bytes) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes)
+                 : "memory");
+}
+
+/* The additions since the last one are a group. */
+__device__ __forceinline__ void add_commit() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+/* Waits until this thread's groups have read shared memory. */
+__device__ __forceinline__ void add_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+/* Waits until this thread's groups are done. */
+__device__ __forceinline__ void add_wait() {
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 } // namespace ptx
 
 #endif

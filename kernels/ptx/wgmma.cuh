@@ -83,10 +83,12 @@ template <typename T, int N, bool TRANSPOSED> struct Wgmma;
     };
 #define CUFLASH_WGMMA_BOTH(...) CUFLASH_WGMMA(__half, "f16", __VA_ARGS__) CUFLASH_WGMMA(__nv_bfloat16, "bf16", __VA_ARGS__)
 
+#define CUFLASH_LIST_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define CUFLASH_FLOATS_16 CUFLASH_F8(c, 0), CUFLASH_F8(c, 8)
 #define CUFLASH_LIST_32                                                                                                        \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "           \
-    "%24, %25, %26, %27, %28, %29, %30, %31"
-#define CUFLASH_FLOATS_32 CUFLASH_F8(c, 0), CUFLASH_F8(c, 8), CUFLASH_F8(c, 16), CUFLASH_F8(c, 24)
+    CUFLASH_LIST_16 ", "                                                                                                       \
+                    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define CUFLASH_FLOATS_32 CUFLASH_FLOATS_16, CUFLASH_F8(c, 16), CUFLASH_F8(c, 24)
 #define CUFLASH_LIST_48                                                                                                        \
     CUFLASH_LIST_32 ", "                                                                                                       \
                     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
@@ -108,6 +110,7 @@ template <typename T, int N, bool TRANSPOSED> struct Wgmma;
     "%115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define CUFLASH_FLOATS_128 CUFLASH_FLOATS_96, CUFLASH_F8(c, 96), CUFLASH_F8(c, 104), CUFLASH_F8(c, 112), CUFLASH_F8(c, 120)
 
+CUFLASH_WGMMA_BOTH(32, CUFLASH_LIST_16, 16, 17, 18, 19, 20, 21, 22, CUFLASH_FLOATS_16)
 CUFLASH_WGMMA_BOTH(64, CUFLASH_LIST_32, 32, 33, 34, 35, 36, 37, 38, CUFLASH_FLOATS_32)
 CUFLASH_WGMMA_BOTH(96, CUFLASH_LIST_48, 48, 49, 50, 51, 52, 53, 54, CUFLASH_FLOATS_48)
 CUFLASH_WGMMA_BOTH(128, CUFLASH_LIST_64, 64, 65, 66, 67, 68, 69, 70, CUFLASH_FLOATS_64)

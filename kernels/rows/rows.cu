@@ -42,11 +42,13 @@ __device__ __forceinline__ void use_lse(const cuflash_attention_args &args, int 
     bool empty = lse == -CUDART_INF_F;
     args.row_max[at] = empty ? CUDART_INF_F : 0;
     args.row_log[at] = empty ? 0 : lse * 1.4426950408889634f;
+    args.row_offset[at] = empty ? CUDART_INF_F : args.row_log[at];
 }
 
 /* Before it, of every query row: the sum of o * d_o, the log-sum-exp in the main kernel's terms, and a cleared accumulator of
  * dq. A block takes some rows of one head; a row is read by as many lanes as it has pieces of 16 bytes. */
 template <typename T> __device__ __forceinline__ void begin(const cuflash_attention_args &args) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) *args.ticket = 0;
     constexpr int EACH = 16 / sizeof(T);
     int groups = (args.rows + CUFLASH_ROWS_PER_BLOCK - 1) / CUFLASH_ROWS_PER_BLOCK;
     int64_t pair = blockIdx.x / groups;

@@ -13,7 +13,8 @@ typedef struct {
 
 extern const cuflash_fatbin cuflash_fatbin_element, cuflash_fatbin_rows, cuflash_fatbin_mma_forward,
     cuflash_fatbin_mma_backward, cuflash_fatbin_tf32_forward, cuflash_fatbin_fma_forward, cuflash_fatbin_fma_backward,
-    cuflash_fatbin_fma_half_forward, cuflash_fatbin_fma_half_backward, cuflash_fatbin_hopper_forward;
+    cuflash_fatbin_fma_half_forward, cuflash_fatbin_fma_half_backward, cuflash_fatbin_hopper_forward,
+    cuflash_fatbin_hopper_backward;
 
 /* The toolkit that compiled them (13000 is CUDA 13.0); 0: there are none. */
 extern const int cuflash_kernels_toolkit;

@@ -22,20 +22,23 @@ struct cuflash_cuda_family {
     bool float32, half;
     bool maps;                                    /* takes q, k and v by tensor maps */
     const cuflash_kernel_row *forward, *backward; /* rows by head dimension, then by preference; dim 0 ends them; or NULL */
+    const cuflash_kernel_row *statistics;         /* rows of forward kernels that compute statistics alone; or NULL */
     const cuflash_fatbin *forward_fatbin, *backward_fatbin;
+    int finish_threads; /* of the kernel after a backward; 0: as many as that has */
 };
 
 #define HOPPER_ROW(...) {__VA_ARGS__},
 #define ROW(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                        \
     {dim, block_m, block_n, stages, threads, blocks, smem_bytes, 0},
-static const cuflash_kernel_row hopper_forward[] = {CUFLASH_HOPPER_FORWARD(HOPPER_ROW){.dim = 0}};
-static const cuflash_kernel_row mma_forward[] = {CUFLASH_MMA_FORWARD(ROW){.dim = 0}};
-static const cuflash_kernel_row mma_backward[] = {CUFLASH_MMA_BACKWARD(ROW){.dim = 0}};
-static const cuflash_kernel_row tf32_forward[] = {CUFLASH_TF32_FORWARD(ROW){.dim = 0}};
-static const cuflash_kernel_row fma_forward[] = {CUFLASH_FMA_FORWARD(ROW){.dim = 0}};
-static const cuflash_kernel_row fma_backward[] = {CUFLASH_FMA_BACKWARD(ROW){.dim = 0}};
-static const cuflash_kernel_row fma_half_forward[] = {CUFLASH_FMA_HALF_FORWARD(ROW){.dim = 0}};
-static const cuflash_kernel_row fma_half_backward[] = {CUFLASH_FMA_HALF_BACKWARD(ROW){.dim = 0}};
+static const cuflash_kernel_row hopper_forward[] = {CUFLASH_HOPPER_FORWARD(HOPPER_ROW){0}};
+static const cuflash_kernel_row hopper_backward[] = {CUFLASH_HOPPER_BACKWARD(ROW){0}};
+static const cuflash_kernel_row mma_forward[] = {CUFLASH_MMA_FORWARD(ROW){0}};
+static const cuflash_kernel_row mma_backward[] = {CUFLASH_MMA_BACKWARD(ROW){0}};
+static const cuflash_kernel_row tf32_forward[] = {CUFLASH_TF32_FORWARD(ROW){0}};
+static const cuflash_kernel_row fma_forward[] = {CUFLASH_FMA_FORWARD(ROW){0}};
+static const cuflash_kernel_row fma_backward[] = {CUFLASH_FMA_BACKWARD(ROW){0}};
+static const cuflash_kernel_row fma_half_forward[] = {CUFLASH_FMA_HALF_FORWARD(ROW){0}};
+static const cuflash_kernel_row fma_half_backward[] = {CUFLASH_FMA_HALF_BACKWARD(ROW){0}};
 #undef ROW
 #undef HOPPER_ROW
 
@@ -48,13 +51,17 @@ static const cuflash_cuda_family families[] = {
      .half = true,
      .maps = true,
      .forward = hopper_forward,
-     .forward_fatbin = &cuflash_fatbin_hopper_forward},
+     .backward = hopper_backward,
+     .forward_fatbin = &cuflash_fatbin_hopper_forward,
+     .backward_fatbin = &cuflash_fatbin_hopper_backward,
+     .finish_threads = CUFLASH_HOPPER_FINISH_THREADS},
     {.name = "mma",
      .what = "16-bit tensor cores, mma.sync",
      .oldest = 80,
      .half = true,
      .forward = mma_forward,
      .backward = mma_backward,
+     .statistics = mma_forward,
      .forward_fatbin = &cuflash_fatbin_mma_forward,
      .backward_fatbin = &cuflash_fatbin_mma_backward},
     {.name = "tf32",
@@ -69,6 +76,7 @@ static const cuflash_cuda_family families[] = {
      .float32 = true,
      .forward = fma_forward,
      .backward = fma_backward,
+     .statistics = fma_forward,
      .forward_fatbin = &cuflash_fatbin_fma_forward,
      .backward_fatbin = &cuflash_fatbin_fma_backward},
     {.name = "fma",
@@ -77,6 +85,7 @@ static const cuflash_cuda_family families[] = {
      .half = true,
      .forward = fma_half_forward,
      .backward = fma_half_backward,
+     .statistics = fma_half_forward,
      .forward_fatbin = &cuflash_fatbin_fma_half_forward,
      .backward_fatbin = &cuflash_fatbin_fma_half_backward},
 };
@@ -119,15 +128,18 @@ static bool is_mappable(const cuflash_operand *x, int64_t batch, int64_t heads, 
     return true;
 }
 
-static bool takes(const cuflash_cuda_family *f, const cuflash_problem *p, const cuflash_cuda_properties *device) {
+static bool is_for(const cuflash_cuda_family *f, const cuflash_problem *p, const cuflash_cuda_properties *device) {
     int compute = 10 * device->major + device->minor;
-    if (!(p->dtype == CUFLASH_FLOAT32 ? f->float32 : f->half)) return false;
-    if (compute < f->oldest || (f->newest && compute > f->newest)) return false;
-    if (forced && !is_listed(f->name, forced)) return false;
+    return (p->dtype == CUFLASH_FLOAT32 ? f->float32 : f->half) && compute >= f->oldest && (!f->newest || compute <= f->newest);
+}
+
+static bool takes(const cuflash_cuda_family *f, const cuflash_problem *p, const cuflash_cuda_properties *device) {
+    if (!is_for(f, p, device) || (forced && !is_listed(f->name, forced))) return false;
     if (!f->maps) return true;
     return f->forward_fatbin->data && cuflash_cuda_get_driver(NULL)->cuTensorMapEncodeTiled && is_vector(p) &&
            is_mappable(&p->q, p->batch, p->heads, p->seq_q) && is_mappable(&p->k, p->batch, p->heads_kv, p->seq_k) &&
-           is_mappable(&p->v, p->batch, p->heads_kv, p->seq_k);
+           is_mappable(&p->v, p->batch, p->heads_kv, p->seq_k) &&
+           (!p->d_o.data || is_mappable(&p->d_o, p->batch, p->heads, p->seq_q));
 }
 
 static int64_t larger_dim(const cuflash_problem *p) {
@@ -175,6 +187,19 @@ static cuflash_status choose(const cuflash_problem *p, const cuflash_cuda_proper
                         cuflash_dtype_name(p->dtype), device->name, device->major, device->minor);
 }
 
+/* The family itself, or the first of the others that computes statistics; forced or not, as results are the same. */
+static cuflash_status choose_statistics(const cuflash_problem *p, const cuflash_cuda_properties *device,
+                                        const cuflash_cuda_family *own, const cuflash_cuda_family **family,
+                                        cuflash_kernel_row *row) {
+    int largest = 0;
+    for (*family = own->statistics ? own : families; *family < families + FAMILIES; ++*family) {
+        const cuflash_kernel_row *rows = (*family)->statistics;
+        const cuflash_kernel_row *found = rows && is_for(*family, p, device) ? find_row(rows, p, device, &largest) : NULL;
+        if (found) return *row = *found, CUFLASH_SUCCESS;
+    }
+    return unsupported(p, device, largest);
+}
+
 /* ---- Plan --------------------------------------------------------------------------------------- */
 
 static int64_t divide_up(int64_t a, int64_t b) {
@@ -197,7 +222,7 @@ static cuflash_status check_sizes(const cuflash_problem *p) {
 
 /* The parts of a backward's workspace, each 256-byte aligned. */
 typedef struct {
-    size_t row_max, row_log, row_delta, dq_sum, dk_parts, dv_parts, turn, bytes;
+    size_t row_max, row_log, row_offset, row_delta, dq_sum, dk_parts, dv_parts, ticket, turn, bytes;
 } layout;
 
 static layout lay_out(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
@@ -207,10 +232,12 @@ static layout lay_out(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
 #define PART(name, size) l.name = at, at += ((size) + 255) / 256 * 256
     PART(row_max, rows * sizeof(float));
     PART(row_log, rows * sizeof(float));
+    PART(row_offset, rows * sizeof(float));
     PART(row_delta, rows * sizeof(float));
     PART(dq_sum, rows * (size_t)plan->row.dim * sizeof(float));
     PART(dk_parts, keys * (size_t)plan->row.dim * sizeof(float));
     PART(dv_parts, keys * (size_t)plan->row.dim * sizeof(float));
+    PART(ticket, sizeof(int32_t));
     PART(turn, p->deterministic ? rows / (size_t)plan->row.block_m * sizeof(int32_t) : 0);
 #undef PART
     l.bytes = at;
@@ -260,7 +287,12 @@ static void deal_out(cuflash_cuda_plan *plan, const cuflash_problem *p) {
     plan->parts = by_heads;
     if (!enough) plan->parts *= parts_by_time(last, steps * group / by_heads, p->causal, multiprocessors, each);
     plan->whole = plan->parts == 1 ? plan->walks : by_heads > 1 ? 0 : plan->walks - last;
-    plan->blocks = plan->whole + (plan->walks - plan->whole) * plan->parts;
+    plan->tiles = plan->whole + (plan->walks - plan->whole) * plan->parts;
+}
+
+/* Blocks of families that take tensors by maps stay, and go from tile to tile. */
+static int64_t blocks_for(const cuflash_cuda_plan *plan, const cuflash_cuda_properties *device) {
+    return plan->family->maps && plan->tiles > device->multiprocessors ? device->multiprocessors : plan->tiles;
 }
 
 cuflash_status cuflash_cuda_plan_make(cuflash_cuda_plan *plan, const cuflash_problem *p, cuflash_pass pass,
@@ -271,18 +303,15 @@ cuflash_status cuflash_cuda_plan_make(cuflash_cuda_plan *plan, const cuflash_pro
     CUFLASH_TRY(check_sizes(p));
     CUFLASH_TRY(choose(p, device, pass, &plan->family, &plan->row));
     if (pass == CUFLASH_FORWARD) {
-        plan->blocks = plan->tiles = divide_up(p->seq_q, plan->row.block_m) * p->heads * p->batch;
-        if (plan->family->maps && plan->tiles > device->multiprocessors)
-            plan->blocks = device->multiprocessors; /* which stay */
+        plan->tiles = divide_up(p->seq_q, plan->row.block_m) * p->heads * p->batch;
+        plan->blocks = blocks_for(plan, device);
         return CUFLASH_SUCCESS;
     }
-    int largest = 0;
-    const cuflash_kernel_row *stats = find_row(plan->family->forward, p, device, &largest);
-    if (!stats) return unsupported(p, device, largest);
-    plan->stats = *stats;
+    CUFLASH_TRY(choose_statistics(p, device, plan->family, &plan->stats_family, &plan->stats));
     plan->stats_blocks = divide_up(p->seq_q, plan->stats.block_m) * p->heads * p->batch;
     plan->rows = divide_up(p->seq_q, plan->row.block_m) * plan->row.block_m;
     deal_out(plan, p);
+    plan->blocks = blocks_for(plan, device);
     *workspace_bytes = lay_out(plan, p).bytes;
     return CUFLASH_SUCCESS;
 }
@@ -304,11 +333,13 @@ void cuflash_cuda_plan_describe(const cuflash_cuda_plan *plan, const cuflash_pro
                                 size_t size) {
     const cuflash_cuda_properties *device = cuflash_cuda_get_properties(p->device);
     const cuflash_kernel_row *row = &plan->row;
-    char entry[ENTRY_TEXT], parts[96] = "";
+    char entry[ENTRY_TEXT], tiles[64] = "", parts[96] = "";
     int64_t dealt_out = plan->walks - plan->whole;
-    if (pass == CUFLASH_FORWARD && plan->blocks < plan->tiles)
-        snprintf(parts, sizeof parts, ", for %lld tiles of queries", (long long)plan->tiles);
-    else if (dealt_out > 0 && plan->whole == 0)
+    if (plan->blocks < plan->tiles)
+        snprintf(tiles, sizeof tiles, ", for %lld tiles of %s",
+                 (long long)(pass == CUFLASH_FORWARD ? plan->tiles : plan->walks),
+                 pass == CUFLASH_FORWARD ? "queries" : "keys");
+    if (dealt_out > 0 && plan->whole == 0)
         snprintf(parts, sizeof parts, ", %lld to a tile of keys", (long long)plan->parts);
     else if (dealt_out == 1)
         snprintf(parts, sizeof parts, ", %lld to the last tile of keys", (long long)plan->parts);
@@ -322,11 +353,11 @@ void cuflash_cuda_plan_describe(const cuflash_cuda_plan *plan, const cuflash_pro
              "stages: %d\n"
              "threads: %d\n"
              "shared memory: %d bytes\n"
-             "grid: %lld blocks%s%s\n",
+             "grid: %lld blocks%s%s%s\n",
              p->device, device->name, device->major, device->minor, device->multiprocessors,
              entry_name(entry, plan->family, pass == CUFLASH_FORWARD ? "forward" : "backward", p->dtype, row),
              plan->family->what, row->block_m, row->block_n, row->dim, row->stages, row->threads, row->smem_bytes,
-             (long long)plan->blocks, parts,
+             (long long)plan->blocks, tiles, parts,
              pass == CUFLASH_FORWARD ? ""
              : p->deterministic      ? ", which add to dq in a fixed order"
                                      : ", which add to dq in any order");
@@ -347,7 +378,7 @@ static cuflash_status launch(const call *c, const cuflash_fatbin *fatbin, const 
                              int smem_bytes) {
     CUfunction function;
     CUFLASH_TRY(cuflash_cuda_kernel(c->fn, c->p->device, fatbin, entry, smem_bytes, &function));
-    const void *args = c->plan->family->maps ? (const void *)&c->maps : &c->args;
+    const void *args = c->plan->family->maps ? (const void *)&c->maps : &c->args; /* which begin alike */
     return cuflash_cuda_launch(c->fn, function, blocks, threads, smem_bytes, args, c->p->stream);
 }
 
@@ -410,11 +441,13 @@ static cuflash_status make_map(const call *c, cuflash_tensor_map *map, const cuf
     return result == CUDA_SUCCESS ? CUFLASH_SUCCESS : cuflash_cuda_fail(c->fn, "making a tensor map", result);
 }
 
-static cuflash_status make_maps(call *c) {
+/* The arguments of a kernel that takes tensors by maps; q_rows: of Q, and of dO, in a box. */
+static cuflash_status make_maps(call *c, int q_rows) {
     const cuflash_problem *p = c->p;
     const cuflash_kernel_row *row = &c->plan->row;
     c->maps.attention = c->args;
-    CUFLASH_TRY(make_map(c, &c->maps.q, &p->q, p->heads, p->seq_q, p->head_dim, 64));
+    CUFLASH_TRY(make_map(c, &c->maps.q, &p->q, p->heads, p->seq_q, p->head_dim, q_rows));
+    if (p->d_o.data) CUFLASH_TRY(make_map(c, &c->maps.d_o, &p->d_o, p->heads, p->seq_q, p->head_dim_v, q_rows));
     CUFLASH_TRY(make_map(c, &c->maps.k, &p->k, p->heads_kv, p->seq_k, p->head_dim, row->block_n));
     return make_map(c, &c->maps.v, &p->v, p->heads_kv, p->seq_k, p->head_dim_v, row->block_n);
 }
@@ -422,7 +455,7 @@ static cuflash_status make_maps(call *c) {
 static cuflash_status run_forward(call *c) {
     const cuflash_kernel_row *row = &c->plan->row;
     char entry[ENTRY_TEXT];
-    if (c->plan->family->maps) CUFLASH_TRY(make_maps(c));
+    if (c->plan->family->maps) CUFLASH_TRY(make_maps(c, 64));
     entry_name(entry, c->plan->family, "forward", c->p->dtype, row);
     return launch(c, c->plan->family->forward_fatbin, entry, c->plan->blocks, row->threads, row->smem_bytes);
 }
@@ -440,8 +473,11 @@ static cuflash_status run_backward(call *c, char *workspace) {
     c->args.parts = (int32_t)plan->parts;
     c->args.whole = (int32_t)plan->whole;
     c->args.block_n = row->block_n;
+    c->args.walks = (int32_t)plan->tiles;
+    c->args.ticket = (int32_t *)(workspace + l.ticket);
     c->args.row_max = (float *)(workspace + l.row_max);
     c->args.row_log = (float *)(workspace + l.row_log);
+    c->args.row_offset = (float *)(workspace + l.row_offset);
     c->args.row_delta = (float *)(workspace + l.row_delta);
     if (p->dq.data) c->args.dq_sum = (float *)(workspace + l.dq_sum);
     c->args.dk_parts = (float *)(workspace + l.dk_parts);
@@ -451,14 +487,17 @@ static cuflash_status run_backward(call *c, char *workspace) {
         CUFLASH_TRY(cuflash_cuda_zero(c->fn, c->args.turn, l.bytes - l.turn, p->stream));
     }
 
+    if (family->maps) CUFLASH_TRY(make_maps(c, row->block_m));
+
     snprintf(entry, sizeof entry, "cuflash_rows_begin_%s", dtype_suffix(p->dtype));
     int64_t groups = p->batch * p->heads * divide_up(plan->rows, CUFLASH_ROWS_PER_BLOCK);
     CUFLASH_TRY(launch(c, &cuflash_fatbin_rows, entry, groups, CUFLASH_ROWS_THREADS, 0));
 
     if (p->dtype == CUFLASH_FLOAT32 || !p->lse.data || p->lse.dtype == CUFLASH_FLOAT16) {
         const cuflash_kernel_row *stats = &plan->stats;
-        entry_name(entry, family, "statistics", p->dtype, stats);
-        CUFLASH_TRY(launch(c, family->forward_fatbin, entry, plan->stats_blocks, stats->threads, stats->smem_bytes));
+        entry_name(entry, plan->stats_family, "statistics", p->dtype, stats);
+        CUFLASH_TRY(
+            launch(c, plan->stats_family->forward_fatbin, entry, plan->stats_blocks, stats->threads, stats->smem_bytes));
     }
 
     entry_name(entry, family, "backward", p->dtype, row);
@@ -472,7 +511,8 @@ static cuflash_status run_backward(call *c, char *workspace) {
     }
     if (!p->dq.data) return CUFLASH_SUCCESS;
     entry_name(entry, family, "finish", p->dtype, row);
-    return launch(c, family->backward_fatbin, entry, p->batch * p->heads * (plan->rows / row->block_m), row->threads, 0);
+    int threads = family->finish_threads ? family->finish_threads : row->threads;
+    return launch(c, family->backward_fatbin, entry, p->batch * p->heads * (plan->rows / row->block_m), threads, 0);
 }
 
 cuflash_status cuflash_cuda_run(const cuflash_cuda_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace) {

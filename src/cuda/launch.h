@@ -10,12 +10,13 @@ typedef struct cuflash_cuda_family cuflash_cuda_family;
 
 typedef struct {
     const cuflash_cuda_family *family;
-    cuflash_kernel_row row;   /* of the pass */
+    cuflash_kernel_row row; /* of the pass */
+    const cuflash_cuda_family *stats_family;
     cuflash_kernel_row stats; /* backward: of the forward kernel that recomputes a row's statistics */
     int64_t blocks;
-    int64_t tiles;               /* forward: of queries; a block may go through several */
+    int64_t tiles;               /* of queries; backward: of keys, and parts of them; a block may go through several */
     int64_t rows;                /* backward: seq_q rounded up to whole tiles */
-    int64_t walks, whole, parts; /* backward: tiles of keys; the first `whole` have a block each, the others `parts` blocks */
+    int64_t walks, whole, parts; /* backward: tiles of keys; the first `whole` are dealt out whole, the others in `parts` */
     int64_t stats_blocks;
 } cuflash_cuda_plan;
 

@@ -157,10 +157,8 @@ print(("%d facts, %d heads, %d slots; cues of %d numbers with noise %.2g; answer
   CUE_DIM, options.noise, BITS))
 
 local start = clock()
-local ok, message = pcall(train)
-terminal.finish()
+local ok = terminal.run(train)
 if not ok then
-  if not tostring(message):find "interrupted" then error(message, 0) end
   print(("interrupted after %d of %d steps; this is what it knows so far"):format(done, options.steps))
 end
 local seconds = clock() - start

@@ -44,8 +44,7 @@ end
 
 local learned = three(function() return cf.randn(shape, device) end) -- in float32, as small steps would be lost in 16 bits
 local inputs = three(function(name) return learned[name]:to(options.dtype) end)
-local gradients = three(function() return cf.empty(shape, dtype) end)
-for _, name in ipairs(NAMES) do gradients["d" .. name], gradients[name] = gradients[name], nil end
+local gradients = { dq = cf.empty(shape, dtype), dk = cf.empty(shape, dtype), dv = cf.empty(shape, dtype) }
 local teacher = three(function() return cf.randn(shape, dtype) end)
 local wanted = cf.attention(teacher.q, teacher.k, teacher.v, attend)
 
@@ -102,25 +101,22 @@ local function measure(f)
 end
 
 local function train()
-  local before = error_now()
+  local before, left = error_now(), nil
   local every = math.max(1, math.floor(options.steps / 5))
   for i = 1, options.steps do
     step()
     if i % every == 0 or i == options.steps then
-      terminal.progress(("step %4d   mean squared error %.4f of what it was"):format(i, error_now() / before), true)
+      left = error_now() / before
+      terminal.progress(("step %4d   mean squared error %.4f of what it was"):format(i, left), true)
     end
   end
-  return error_now() / before
+  return left
 end
 
 print(("q, k, v: %d x %d x %d x %d, %s%s, on %s\n"):format(options.batch, options.heads, options.seq, options.dim, options.dtype,
   attend.causal and ", causal" or "", on_cuda and cf.cuda.device_info(options.device).name or "the CPU"))
-local ok, result = pcall(train)
-terminal.finish()
-if not ok then
-  if not tostring(result):find "interrupted" then error(result, 0) end
-  print "interrupted; a step is timed as it is"
-end
+local ok, result = terminal.run(train)
+if not ok then print "interrupted; a step is timed as it is" end
 
 rate = 0 -- the same work, over and over
 local o, ctx = forward()

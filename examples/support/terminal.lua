@@ -24,4 +24,12 @@ function terminal.finish()
   open = false
 end
 
+--- Calls f, which shows progress; true and what it returns, or false where Ctrl-C ended it. Other errors are raised.
+function terminal.run(f)
+  local ok, result = pcall(f)
+  terminal.finish()
+  if not ok and not tostring(result):find "interrupted" then error(result, 0) end
+  return ok, result
+end
+
 return terminal

@@ -8,7 +8,7 @@
     python3 bench/compare_torch.py --device cpu --threads 16    PyTorch on the CPU, at its own rows
 
 It needs torch and numpy, and libcuflash.so: $CUFLASH_LIB, or build/release of this repository. The last lines are geometric
-means and the worst row. TFLOP/s count 4 B H S^2 D for a forward pass, half of that where causal, 2.5 times that backward.
+means and the worst row. On CUDA backwards are timed in cuflash's deterministic mode too, and must then repeat every bit. TFLOP/s count 4 B H S^2 D for a forward pass, half of that where causal, 2.5 times that backward.
 Exit code 1: a result was wrong.
 """
 import argparse
@@ -36,6 +36,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # cuflash_dtype
 PEERS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
          "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH}
+ORDERED = "deterministic"  # cuflash again, in that mode
 NAMES = {"o": "forward", "dq": "backward", "dk": "backward", "dv": "backward"}
 
 
@@ -149,7 +150,7 @@ class Cuflash:
 class Ours:
     """One problem of cuflash, with outputs that begin as NaN."""
 
-    def __init__(self, cuflash, inputs, r, options):
+    def __init__(self, cuflash, inputs, r, deterministic):
         self.cuflash = cuflash
         q, k, v, d_o = inputs
         nan = {"device": q.device, "dtype": q.dtype}
@@ -157,9 +158,9 @@ class Ours:
                     "dv": torch.full_like(v, math.nan)}
         self.lse = torch.full(q.shape[:3], math.nan, device=nan["device"], dtype=torch.float32)
         tensors = {"q": q, "k": k, "v": v, "o": self.out["o"], "lse": self.lse}
-        self.problems = {"forward": cuflash.attention(tensors, r["causal"], options.deterministic)}
+        self.problems = {"forward": cuflash.attention(tensors, r["causal"], deterministic)}
         gradients = {name: self.out[name] for name in ("dq", "dk", "dv")}
-        self.problems["backward"] = cuflash.attention({**tensors, "d_o": d_o, **gradients}, r["causal"], options.deterministic)
+        self.problems["backward"] = cuflash.attention({**tensors, "d_o": d_o, **gradients}, r["causal"], deterministic)
 
     def run(self, which):
         self.cuflash.run(which, self.problems[which])
@@ -349,11 +350,24 @@ def make_inputs(r, device, seed, bshd):
             normal(r["heads"], r["seq_q"])]
 
 
+def repeats_itself(ours, times=3):
+    """Complaints where gradients are not the same, bit for bit, every time."""
+    first, complaints = None, []
+    for _ in range(times):
+        ours.run("backward")
+        got = {name: ours.out[name].clone() for name in ("dq", "dk", "dv")}
+        first = first or got
+        complaints += [f"{name}: not the same every time, though deterministic" for name in got
+                       if not torch.equal(first[name].view(torch.int8), got[name].view(torch.int8))]
+    return sorted(set(complaints))
+
+
 def compare(r, cuflash, clock, options, device, seconds):
     """Gives a list of results, one a pass, and of complaints."""
     inputs = make_inputs(r, device, options.seed, options.layout == "bshd")
-    ours = Ours(cuflash, inputs, r, options)
+    ours = Ours(cuflash, inputs, r, options.deterministic)
     backward = "backward" in options.passes
+    ordered = Ours(cuflash, inputs, r, True) if backward and device == "cuda" and not options.deterministic else None
     ours.run("forward")
     if backward:
         ours.run("backward")
@@ -378,10 +392,15 @@ def compare(r, cuflash, clock, options, device, seconds):
     if device == "cuda":
         torch.cuda.synchronize()
     errors, complaints = ({}, []) if options.no_check else check(r, inputs, ours, theirs, backward)
+    if ordered:
+        ordered.run("forward")
+        complaints += repeats_itself(ordered)
     results = []
     for which in options.passes:
         contenders = {"cuflash": ours, **{name: x for name, x in theirs.items()
                                           if which == "forward" or x.gradients is not None}}
+        if ordered and which == "backward":
+            contenders[ORDERED] = ordered
         times, repeats = {}, 0
         if not options.check_only:
             runs = {name: (lambda x=x: x.run(which)) for name, x in contenders.items()}
@@ -396,7 +415,7 @@ def compare(r, cuflash, clock, options, device, seconds):
             if mine:
                 entry["error"] = max(mine) if all(map(math.isfinite, mine)) else None  # JSON knows no NaN
             result["contenders"][name] = entry
-        others = [x["ms"] for name, x in result["contenders"].items() if name != "cuflash" and "ms" in x]
+        others = [x["ms"] for name, x in result["contenders"].items() if name in PEERS and "ms" in x]
         if times and others:
             result["ratio"] = min(others) / (times["cuflash"] * 1e3)
         results.append(result)
@@ -458,7 +477,7 @@ def geometric_mean(values):
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def show(result, peers, unit):
+def show(result, peers, unit, ordered):
     def figure(name):
         entry = result["contenders"].get(name, {})
         return f"{entry['tflops'] * unit:9.1f}" if "tflops" in entry else f"{'-':>9}"
@@ -468,7 +487,7 @@ def show(result, peers, unit):
         return f"{min(values):9.1e}" if values else f"{'-':>9}"
 
     ratio = f"{result['ratio']:7.2f}" if "ratio" in result else f"{'-':>7}"
-    print(f"{describe(result)} {result['pass']:8} {figure('cuflash')}{''.join(figure(name) for name in peers)} {ratio} "
+    print(f"{describe(result)} {result['pass']:8} {figure('cuflash')}{figure(ORDERED) if ordered else ''}{''.join(figure(name) for name in peers)} {ratio} "
           f"{error(['cuflash'])}{error(peers)}", flush=True)
 
 
@@ -484,6 +503,10 @@ def summary(results):
             table[which] = geometric_mean(ratios)
             ahead = sum(ratio >= 1 for ratio in ratios)
             lines.append(f"{which}: geometric mean {table[which]:.3f} of the best peer's speed, ahead in {ahead} of {len(ratios)} rows")
+    costs = [x["cuflash"]["ms"] / x[ORDERED]["ms"] for x in (r["contenders"] for r in rated) if ORDERED in x]
+    if costs:
+        table[ORDERED], table["least_" + ORDERED] = geometric_mean(costs), min(costs)
+        lines.append(f"deterministic: geometric mean {table[ORDERED]:.3f} of the other mode's speed, at least {min(costs):.3f}")
     worst = min(rated, key=lambda r: r["ratio"])
     table["worst"] = worst["ratio"]
     lines.append(f"worst row: {' '.join(describe(worst).split())} {worst['pass']}: {worst['ratio']:.3f}")
@@ -513,8 +536,9 @@ def main():
         cuflash.check(cuflash.lib.cuflash_set_num_threads(threads))
         head.update(device=cpu_name(), isa=cuflash.lib.cuflash_cpu_isa().decode(), threads=threads)
         clock, unit = CpuClock(), 1000
+    ordered = options.device == "cuda" and "backward" in options.passes and not options.deterministic
     print(", ".join(f"{key} {value}" for key, value in head.items()))
-    print(f"{'dtype':8} {'dim':>4} {'causal':6} {'seq':>8} {'BxH':>8} {'pass':8} {'cuflash':>9}"
+    print(f"{'dtype':8} {'dim':>4} {'causal':6} {'seq':>8} {'BxH':>8} {'pass':8} {'cuflash':>9}{'ordered':>9}"[:None if ordered else -9]
           + "".join(f"{name:>9}" for name in options.peers) + f" {'ratio':>7} {'error':>9}{'of peers':>9}", flush=True)
     begin, results, wrong, left_out = time.perf_counter(), [], [], 0
     for i, r in enumerate(rows):
@@ -531,7 +555,7 @@ def main():
                     torch.cuda.synchronize()
             of_row, complaints = [], [str(error)]
         for result in of_row:
-            show(result, options.peers, unit)
+            show(result, options.peers, unit, ordered)
             results.append(result)
         for complaint in complaints:
             wrong.append({**r, "complaint": complaint})
@@ -543,8 +567,8 @@ def main():
         with open(options.json, "w") as file:
             json.dump({**head, "left_out": left_out, "wrong": wrong, "summary": table, "rows": results}, file, indent=1)
             file.write("\n")
-    print(f"\n{'GFLOP/s' if options.device == 'cpu' else 'TFLOP/s'}; ratio: of the best peer's time to ours; error: of the norm, the "
-          "largest of the pass's outputs, and the best peer's")
+    print(f"\n{'GFLOP/s' if options.device == 'cpu' else 'TFLOP/s'}; {'ordered: deterministic; ' if ordered else ''}ratio: of "
+          "the best peer's time to ours; error: of the norm, the largest of the pass's outputs, and the best peer's")
     if left_out:
         print(f"{left_out} of {len(rows)} rows were left out: the budget of {options.budget:.0f} seconds was spent")
     for line in lines:

@@ -21,9 +21,15 @@ record() { # record SOURCES FAILED
  "toolkit": "13.0", "version": "0.1.0", "date": "2026-01-02", "parts": {
   "cuda": {"sources": "SOURCES", "date": "2026-01-02", "passed": 41, "failed": FAILED, "skipped": 2, "specs": 900, "failures": []},
   "memcheck": {"sources": "SOURCES", "date": "2026-01-02", "version": "compute-sanitizer 2025.3", "cases": 12, "summary": "0 errors"},
-  "figures": {"sources": "SOURCES", "date": "2026-01-02", "torch": "2.11", "summary": {"forward": 1.05, "worst": 0.9}, "wrong": [], "rows": [
+  "figures": {"sources": "SOURCES", "date": "2026-01-02", "torch": "2.11", "summary": {"forward": 1.05, "worst": 0.9, "deterministic": 0.95, "least_deterministic": 0.905},
+   "wrong": [], "rows": [
+   {"dtype": "bfloat16", "dim": 64, "causal": false, "seq_q": 512, "seq_k": 512, "batch": 32, "heads": 32, "heads_kv": 32, "pass": "backward",
+    "contenders": {"cuflash": {"ms": 1, "tflops": 300}, "deterministic": {"ms": 1.05, "tflops": 285.7}, "cudnn": {"ms": 1.1, "tflops": 272.7}}},
    {"dtype": "bfloat16", "dim": 64, "causal": true, "seq_q": 512, "seq_k": 512, "batch": 32, "heads": 32, "heads_kv": 8, "pass": "forward",
-    "ratio": 1.05, "contenders": {"cuflash": {"ms": 1, "tflops": 420, "error": 0.002}, "cudnn": {"ms": 1.05, "tflops": 400}}}]}}}
+    "ratio": 1.05, "contenders": {"cuflash": {"ms": 1, "tflops": 420, "error": 0.002}, "cudnn": {"ms": 1.05, "tflops": 400}}}]},
+  "training": {"sources": "SOURCES", "date": "2026-01-02", "rows": [
+   {"dtype": "bfloat16", "dim": 64, "causal": true, "seq": 512, "batch": 32, "heads": 16, "sum": 1.25, "step": 1.3, "ratio": 1.04,
+    "queued": 0.1}]}}}
 JSON
   "$root/script/gpu-record" --page --results "$scratch"
 }
@@ -41,13 +47,16 @@ record "$sources" 0
 expect 0 "1 record matches the sources"
 page=$scratch/some-gpu.md
 for line in "# cuflash on Some GPU" "on the GPU: 41 passed, 0 failed, 2 skipped" "memcheck: 0 errors" "racecheck: not run" \
-  "| bfloat16 | 64 | yes | 512 | 32×32/8 | forward | 420.0 | 400.0 | 1.05 | 2.0e-03 | – |"; do
+  "| bfloat16 | 64 | yes | 512 | 32×32/8 | forward | 420.0 | – | 400.0 | 1.05 | 2.0e-03 | – |" \
+  "| bfloat16 | 64 | no | 512 | 32×32 | backward | 300.0 | 285.7 | 272.7 | – | – | – |" \
+  "Deterministic backwards have 0.950 of the others' speed as a geometric mean, and at least 0.905." \
+  "| bfloat16 | 64 | yes | 512 | 32×16 | 1.250 | 1.300 | 1.040 | 0.100 |"; do
   grep -qF -- "$line" "$page" || die "expected '$line' in: $(cat "$page")"
 done
 echo "one more line" >>"$page"
 expect 1 "some-gpu.md does not say what some-gpu.json does"
 record 0123456789abcdef 0
-expect 1 "some-gpu.json: kernels/ or src/cuda/ have changed since it was made: run script/gpu-record --only cuda,memcheck,figures"
+expect 1 "some-gpu.json: kernels/ or src/cuda/ have changed since it was made: run script/gpu-record --only cuda,memcheck,training,figures"
 record "$sources" 3
 expect 1 "some-gpu.json: cuda failed"
 echo '{' >"$scratch/some-gpu.json"

@@ -693,6 +693,21 @@ static void test_overflowed_lse(void) {
     check_in("%s", "");
 }
 
+/* Where the instruction set has fused multiply-adds, sums of products are made of them: twice as fast, and not rounded in between.
+ * Here the score is 1 * -(1 + 2^-11) + (1 + 2^-12)^2 = 2^-24, but 0 if the square is rounded before it is added. */
+static void test_fused(void) {
+    if (strcmp(cuflash_cpu_isa(), "baseline") == 0) return;
+    const shape_case shape = {1, 1, 1, 64, 1, 2, 2, false, 1};
+    fixture f;
+    fixture_make(&f, &shape, CUFLASH_FLOAT32, DENSE, 1);
+    float *q = f.t[Q].data, *k = f.t[K].data, *lse = f.t[LSE].data;
+    for (int i = 0; i < 64; i++) q[2 * i] = 1, q[2 * i + 1] = 1 + 0x1p-12f;
+    k[0] = -(1 + 0x1p-11f), k[1] = 1 + 0x1p-12f;
+    CHECK_OK(cuflash_attention_forward(&f.a));
+    CHECK_F(lse[0] == 0x1p-24f && lse[63] == 0x1p-24f, "expected %g, got %g and %g", 0x1p-24, lse[0], lse[63]);
+    fixture_free(&f);
+}
+
 /* Expanded views can be so long that no workspace fits; that is an error, not a small number. */
 static void test_endless_keys(void) {
     check_in("endless keys");
@@ -750,6 +765,7 @@ int main(void) {
     test_callers();
     CHECK(check_live_bytes() == live);
     test_overflowed_lse();
+    test_fused();
     test_endless_keys();
 #ifndef __SANITIZE_THREAD__
     test_fork();

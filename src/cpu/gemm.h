@@ -25,6 +25,11 @@ static inline __attribute__((always_inline)) void tile(const int M, const int V,
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) sum[m][v] = (vf){0};
+    if (add) /* C may come from far away: it does while k runs */
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; v++) __builtin_prefetch(c + m * c_row + v * VL, 1);
     for (; k > 0; k--, a += a_col, b += b_row) {
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) right[v] = v_load(b + v * VL);

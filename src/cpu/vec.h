@@ -91,24 +91,33 @@ static inline __attribute__((always_inline)) vf v_sums(const vf *x) {
     return sums;
 }
 
-/* 2^x, within 1 ulp where the result is a normal number; 0 below 2^-126, infinity from 2^127.5 on; NaN for NaN.
- * x = n + r with |r| <= 1/2; 2^r is a polynomial of degree 6 (minimax, error 2e-9 relative), 2^n an exponent. */
-static inline vf v_exp2(vf x) {
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it leaves round(x) in the low bits */
-    vi tiny = x < -126.0f;
-    vf y = v_min(v_set(128.0f), v_max(v_set(-126.0f), x)); /* NaN stays: it is the second operand */
-    vf shifted = y + magic;
-    vf n = shifted - magic;
-    vf r = y - n;
+/* 2^r for |r| <= 1/2: a polynomial of degree 6 (minimax, error 2e-9 relative). */
+static inline vf v_exp2_between(vf r) {
     vf p = v_set(0.00015353361959569156f);
     p = p * r + 0.0013398873852565885f;
     p = p * r + 0.00961843691766262f;
     p = p * r + 0.055503323674201965f;
     p = p * r + 0.24022647738456726f;
     p = p * r + 0.6931471824645996f;
-    p = p * r + 1.0f;
+    return p * r + 1.0f;
+}
+
+/* 2^x, within 1 ulp where the result is a normal number; 0 below 2^-126, infinity from 2^127.5 or 2^128 on; NaN for NaN.
+ * x = n + r with |r| <= 1/2, and 2^n is an exponent. */
+static inline vf v_exp2(vf x) {
+#if defined(__AVX512DQ__)
+    vf r = (vf)_mm512_reduce_ps((__m512)x, 0);                                              /* x - round(x), 0 for infinity */
+    __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ); /* or NaN */
+    return (vf)_mm512_maskz_scalef_ps(normal, (__m512)v_exp2_between(r), (__m512)(x - r));
+#else
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it leaves round(x) in the low bits */
+    vi tiny = x < -126.0f;
+    vf y = v_min(v_set(128.0f), v_max(v_set(-126.0f), x)); /* NaN stays: it is the second operand */
+    vf shifted = y + magic;
+    vf n = shifted - magic;
     vu exponent = ((vu)shifted << 23) + (127u << 23);
-    return v_select(tiny, (vf){0}, p * (vf)exponent);
+    return v_select(tiny, (vf){0}, v_exp2_between(y - n) * (vf)exponent);
+#endif
 }
 
 /* ---- Rows of 16-bit numbers --------------------------------------------------------------------- */

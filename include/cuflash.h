@@ -433,7 +433,7 @@ CUFLASH_API int cuflash_attention_backward_f16(const void *Q, const void *K, con
 
 /* ---- The CPU backend and long calls ------------------------------------------------------------- */
 
-/* The instruction set the CPU kernels run with: "baseline", "avx2", "avx512" or "amx". The best one the machine
+/* The instruction set the CPU kernels run with: "baseline", "avx2", "avx512", "avx512bf16" or "amx". The best one the machine
  * has, unless the environment variable CUFLASH_CPU_ISA names another (read at the first use); "none" where it names one that
  * cannot run here, which every attention call then says. */
 CUFLASH_API const char *cuflash_cpu_isa(void);

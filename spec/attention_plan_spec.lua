@@ -20,7 +20,7 @@ describe("the plan of attention", function()
   it("names the instruction set it runs with, the forced one where one is forced #cpu", function()
     local isa = os.getenv "CUFLASH_CPU_ISA" or ""
     if isa ~= "" then assert.are.equal(isa, cf.cpu.isa()) end
-    local names = { baseline = true, avx2 = true, avx512 = true, amx = true }
+    local names = { baseline = true, avx2 = true, avx512 = true, avx512bf16 = true, amx = true }
     assert.is_true(names[cf.cpu.isa()])
     local plan = explain(attention.make(case, "float32"))
     for _, pass in ipairs(passes) do

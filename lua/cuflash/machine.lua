@@ -9,8 +9,8 @@ local C = native.C
 
 local machine = { cpu = {} }
 
---- The instruction set of the CPU kernels: "baseline", "avx2", "avx512" or "amx". The environment variable CUFLASH_CPU_ISA
--- chooses another.
+--- The instruction set of the CPU kernels: "baseline", "avx2", "avx512", "avx512bf16" or "amx". The environment variable
+-- CUFLASH_CPU_ISA chooses another.
 -- @treturn string
 -- @function cpu.isa
 function machine.cpu.isa()

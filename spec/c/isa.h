@@ -5,7 +5,7 @@
 
 #include "check.h"
 
-#ifdef CUFLASH_AMX_VARIANT /* the compiler has its instructions */
+#ifdef CUFLASH_BF16_VARIANTS /* the compiler has its instructions */
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -20,13 +20,14 @@ static inline bool isa_of_processor(const char *name) {
     if (strcmp(name, "avx512") == 0)
         return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#ifdef CUFLASH_AMX_VARIANT
+#ifdef CUFLASH_BF16_VARIANTS
+    enum { ARCH_GET_XCOMP_SUPP = 0x1021, TILE_DATA = 18, TILES = 1 << 24, TILES_BF16 = 1 << 22, AVX512_BF16 = 1 << 5 };
+    unsigned a, b, c, d;
+    if (strcmp(name, "avx512bf16") == 0)
+        return isa_of_processor("avx512") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & AVX512_BF16);
     if (strcmp(name, "amx") == 0) {
-        enum { ARCH_GET_XCOMP_SUPP = 0x1021, TILE_DATA = 18, TILES = 1 << 24, TILES_BF16 = 1 << 22, AVX512_BF16 = 1 << 5 };
-        unsigned a, b, c, d, e, f;
         unsigned long of_kernel = 0;
-        return isa_of_processor("avx512") && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILES) && (d & TILES_BF16) &&
-               __get_cpuid_count(7, 1, &e, &b, &c, &f) && (e & AVX512_BF16) &&
+        return isa_of_processor("avx512bf16") && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILES) && (d & TILES_BF16) &&
                syscall(SYS_arch_prctl, ARCH_GET_XCOMP_SUPP, &of_kernel) == 0 && (of_kernel >> TILE_DATA & 1);
     }
 #endif

@@ -4,7 +4,10 @@
 #include "isa.h"
 
 static const char *best(void) {
-    return isa_of_processor("amx") ? "amx" : isa_of_processor("avx512") ? "avx512" : isa_of_processor("avx2") ? "avx2" : "baseline";
+    static const char *const names[] = {"amx", "avx512bf16", "avx512", "avx2"};
+    for (int i = 0; i < COUNT_OF(names); i++)
+        if (isa_of_processor(names[i])) return names[i];
+    return "baseline";
 }
 
 int main(void) {

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef CUFLASH_AMX_VARIANT
+#ifdef CUFLASH_BF16_VARIANTS
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -15,7 +15,8 @@
 
 /* ---- Instruction sets --------------------------------------------------------------------------- */
 
-extern const cuflash_cpu_kernels cuflash_cpu_baseline, cuflash_cpu_avx2, cuflash_cpu_avx512, cuflash_cpu_amx;
+extern const cuflash_cpu_kernels cuflash_cpu_baseline, cuflash_cpu_avx2, cuflash_cpu_avx512, cuflash_cpu_avx512bf16,
+    cuflash_cpu_amx;
 
 static bool always(void) {
     return true;
@@ -32,18 +33,25 @@ static bool has_avx512(void) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+#ifdef CUFLASH_BF16_VARIANTS
+static bool has_avx512bf16(void) {
+    unsigned a, b, c, d;
+    return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+}
+
 /* The tiles' registers are the kernel's to allow, once a process. */
 static bool has_amx(void) {
-#if defined(CUFLASH_AMX_VARIANT) && defined(__linux__)
+#ifdef __linux__
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
     unsigned a, b, c, d;
-    if (!has_avx512() || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;   /* AVX512-BF16 */
+    if (!has_avx512bf16()) return false;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false; /* AMX-BF16, AMX-TILE */
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 #else
     return false;
 #endif
 }
+#endif
 #endif
 
 /* Best first. The compiler flags of each are in CMakeLists.txt. */
@@ -52,11 +60,10 @@ static const struct {
     bool (*supported)(void);
 } variants[] = {
 #ifdef CUFLASH_X86_VARIANTS
-#ifdef CUFLASH_AMX_VARIANT
-    {&cuflash_cpu_amx, has_amx},
+#ifdef CUFLASH_BF16_VARIANTS
+    {&cuflash_cpu_amx, has_amx},       {&cuflash_cpu_avx512bf16, has_avx512bf16},
 #endif
-    {&cuflash_cpu_avx512, has_avx512},
-    {&cuflash_cpu_avx2, has_avx2},
+    {&cuflash_cpu_avx512, has_avx512}, {&cuflash_cpu_avx2, has_avx2},
 #endif
     {&cuflash_cpu_baseline, always},
 };
@@ -148,18 +155,21 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
 }
 
 void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_problem *p, char *text, size_t size) {
-    bool split = plan->pass == CUFLASH_BACKWARD, on_tiles = plan->packed_bytes > 0;
+    bool split = plan->pass == CUFLASH_BACKWARD, on_pairs = plan->packed_bytes > 0;
     const cuflash_cpu_kernels *kernels = plan->kernels;
     int64_t each = split ? plan->splits : plan->row_blocks;
     char what[96], parts[48] = "";
     if (plan->key_parts > 1) snprintf(parts, sizeof parts, ", keys in %lld parts", (long long)plan->key_parts);
-    snprintf(what, sizeof what, on_tiles ? "matrix units, tiles of 16 x 32 bfloat16" : "vectors of %d float32%s",
-             kernels->vector, p->dtype == CUFLASH_FLOAT32 ? "" : ", operands converted as they are read");
+    if (on_pairs)
+        snprintf(what, sizeof what, "%s", kernels->on_pairs);
+    else
+        snprintf(what, sizeof what, "vectors of %d float32%s", kernels->vector,
+                 p->dtype == CUFLASH_FLOAT32 ? "" : ", operands converted as they are read");
     snprintf(text, size,
              "kernel: cpu %s, %s\n"
              "tile: %d query rows x %d keys%s\n"
              "work: %lld unit%s (%lld batch x KV head, %lld %s%s each%s) on %d thread%s\n",
-             kernels->name, what, kernels->block_m, on_tiles ? kernels->pack_n : kernels->block_n,
+             kernels->name, what, kernels->block_m, on_pairs ? kernels->pack_n : kernels->block_n,
              plan->group > 1 ? ", query heads of a KV head together" : "", (long long)plan->units, plan->units == 1 ? "" : "s",
              (long long)plan->pairs, (long long)each, split ? "split" : "row block", each == 1 ? "" : "s", parts, plan->threads,
              plan->threads == 1 ? "" : "s");

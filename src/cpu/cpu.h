@@ -24,7 +24,7 @@ typedef struct {
     int64_t pad_d, pad_dv;  /* head dimensions rounded up to whole vectors */
     int64_t pad_k;          /* seq_k rounded up to 16 */
     int64_t scratch_floats; /* per thread */
-    int64_t packed_bytes;   /* per pair: V (forward) or K (backward) as matrix units want it, or 0 */
+    int64_t packed_bytes;   /* per pair: V (forward) or K (backward) in bfloat16, turned (bf16.h), or 0 */
     int64_t partial_floats; /* per unit; backward: dk [pad_k][pad_d], then dv [pad_k][pad_dv]; forward: max, sum and output
                              * of each row, or 0 where keys are one part */
 } cuflash_cpu_plan;
@@ -48,7 +48,8 @@ typedef struct cuflash_cpu_kernels {
     /* Sums the splits of block_n keys of a pair and writes dk and dv. */
     void (*backward_finish)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first_key,
                             int64_t keys, const float *partials);
-    /* bfloat16 on matrix units, or NULL: the bytes that a pair takes packed, and packing of pack_n keys. */
+    /* bfloat16 by instructions of its own, or NULL: in words, the bytes that a pair takes packed, and packing of pack_n keys. */
+    const char *on_pairs;
     int64_t (*packed_bytes)(const cuflash_cpu_plan *plan, const cuflash_problem *p);
     void (*pack)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first_key, void *packed);
     int pack_n;

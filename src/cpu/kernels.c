@@ -295,8 +295,8 @@ static void forget(const row_block *block, const scratch *w) {
     for (int64_t r = 0; r < block->lanes; r++) w->max[r] = -INFINITY, w->sum[r] = 0;
 }
 
-#ifdef __AMX_BF16__
-#include "amx.h"
+#ifdef __AVX512BF16__
+#include "bf16.h"
 #endif
 
 /* max and sum of the block's rows over keys from `begin` to `end` and, if asked for, the output, not yet divided by sum. Needs
@@ -402,12 +402,12 @@ static void store_lse(const cuflash_cpu_plan *plan, const cuflash_problem *p, co
 /* The block's output over some keys, not yet divided by sum, by the fastest way. */
 static void attend_forward(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
                            float *more, const void *packed, int64_t begin, int64_t end, unsigned ticket) {
-#ifdef __AMX_BF16__
+#ifdef __AVX512BF16__
     if (plan->packed_bytes > 0) { /* and so all keys are one part */
-        amx_scratch x;
-        amx_lay_out(plan, p, more, &x);
+        bf16_scratch x;
+        bf16_lay_out(plan, p, more, &x);
         int64_t pair = block->batch * p->heads_kv + block->head_kv;
-        amx_attend(plan, p, block, w, &x, (const char *)packed + pair * plan->packed_bytes, ticket);
+        bf16_attend(plan, p, block, w, &x, (const char *)packed + pair * plan->packed_bytes, ticket);
         return;
     }
 #else
@@ -595,12 +595,12 @@ static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p
 /* All tiles of a block: adds to dq_lanes, and to dk and dv of the split. */
 static void backward_block(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
                            float *more, const void *packed, float *dk, float *dv, unsigned ticket) {
-#ifdef __AMX_BF16__
+#ifdef __AVX512BF16__
     if (plan->packed_bytes > 0) {
-        amx_scratch x;
-        amx_lay_out(plan, p, more, &x);
+        bf16_scratch x;
+        bf16_lay_out(plan, p, more, &x);
         int64_t pair = block->batch * p->heads_kv + block->head_kv;
-        amx_backward_block(plan, p, block, w, &x, (const char *)packed + pair * plan->packed_bytes, dk, dv, ticket);
+        bf16_backward_block(plan, p, block, w, &x, (const char *)packed + pair * plan->packed_bytes, dk, dv, ticket);
         return;
     }
 #else
@@ -667,9 +667,9 @@ static void backward_finish(const cuflash_cpu_plan *plan, const cuflash_problem 
 static int64_t scratch_floats(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass) {
     scratch w;
     int64_t used = lay_out(plan, p, pass, (float *)(uintptr_t)ALIGNMENT, &w); /* only the sizes count */
-#ifdef __AMX_BF16__
-    amx_scratch x;
-    if (plan->packed_bytes > 0) used += amx_lay_out(plan, p, (float *)(uintptr_t)ALIGNMENT, &x);
+#ifdef __AVX512BF16__
+    bf16_scratch x;
+    if (plan->packed_bytes > 0) used += bf16_lay_out(plan, p, (float *)(uintptr_t)ALIGNMENT, &x);
 #endif
     return used;
 }
@@ -682,10 +682,15 @@ static int64_t scratch_floats(const cuflash_cpu_plan *plan, const cuflash_proble
 #define TEXT(x) TEXT_(x)
 
 const cuflash_cpu_kernels PASTE(cuflash_cpu_, CUFLASH_ISA) = {
-    TEXT(CUFLASH_ISA), VL,       BLOCK_M,     BLOCK_N, scratch_floats, forward, forward_finish, backward, backward_finish,
-#ifdef __AMX_BF16__
-    amx_packed_bytes,  amx_pack, AMX_BLOCK_N,
+    TEXT(CUFLASH_ISA), VL,
+    BLOCK_M,           BLOCK_N,
+    scratch_floats,    forward,
+    forward_finish,    backward,
+    backward_finish,
+#ifdef __AVX512BF16__
+    BF16_WORDS,        bf16_packed_bytes,
+    bf16_pack,         BF16_BLOCK_N,
 #else
-    NULL, NULL, 0,
+    NULL, NULL, NULL, 0,
 #endif
 };

@@ -1,0 +1,499 @@
+/* Attention in bfloat16 by instructions that multiply pairs of numbers: the products of kernels.c, rows as lanes as everywhere, by
+ * tiles (amx.h) or vectors (dots.h). A left operand has rows of k where it lies, 32 at a time; a right one has pairs of k, each of
+ * all columns. So:
+ *
+ *   S[key][row]    = K * Q             K where it lies, pairs of d: [d / 2][row][2]
+ *   O[d][row]     += V * P             V turned, [key / 32][d][32]; pairs of keys: [key / 2][row][2]
+ *   dP[key][row]   = V * dO            V where it lies, pairs of d
+ *   dV[key][d]    += P * dO            [key][row], pairs of rows: [row / 2][d][2]
+ *   dK[key][d]    += dS * Q            the same
+ *   dQ[d][row]    += K * dS            K turned, pairs of keys
+ *
+ * What is turned is so once, before all. Sums are float32; P and dS are rounded to bfloat16. */
+#ifndef CUFLASH_CPU_BF16_H
+#define CUFLASH_CPU_BF16_H
+
+#include <immintrin.h>
+
+#include "vec.h"
+
+enum {
+    BF16_ROWS = 16,               /* of a left operand, at least */
+    BF16_K = 32,                  /* numbers of its rows at a time */
+    BF16_BLOCK_N = 128,           /* keys at a time */
+    BF16_PAIRS = 2 * BLOCK_M * 2, /* bytes of a pair of k, of all rows of a block */
+};
+
+/* A left operand: bytes from a row to the next, and from 32 of k to the next. */
+typedef struct {
+    const char *data;
+    int64_t row, step;
+} bf16_left;
+
+/* Pairs: bytes from a pair of k to the next. */
+typedef struct {
+    const char *data;
+    int64_t pair;
+} bf16_right;
+
+#ifdef __AMX_BF16__
+#include "amx.h"
+#else
+#include "dots.h"
+#endif
+
+/* 2^x for x <= 0, within 3e-6 of it. */
+static inline __m512 bf16_exp2(__m512 x) {
+    __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT); /* -1/2 to 1/2; 0 of -infinity */
+    __m512 p = _mm512_set1_ps(0.00958286420778814f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.0559064537211178f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.240240985954843f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.693124190085566f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
+    return _mm512_scalef_ps(p, _mm512_sub_ps(x, r));
+}
+
+/* Two vectors of lanes as pairs of bfloat16. */
+static inline void bf16_store_pairs(char *to, __m512 first, __m512 second) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                           20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    _mm512_store_si512(to, _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(second, first)));
+}
+
+/* As softmax_lanes, of all lanes, from scores to pairs of probabilities; pairs of keys up to a multiple of 32, 0 where there
+ * are none. */
+static inline __attribute__((always_inline)) void bf16_softmax_lanes(const int V, const float *s, char *pairs, int64_t count,
+                                                                     float scale, float *max, float *sum, float *out,
+                                                                     int64_t dim) {
+    __m512 m[4], base[4], total[4], c = _mm512_set1_ps(scale), none = _mm512_set1_ps(-INFINITY);
+    for (int v = 0; v < V; v++) m[v] = _mm512_load_ps(max + v * 16);
+    for (int64_t j = 0; j < count; j++)
+        for (int v = 0; v < V; v++) m[v] = _mm512_max_ps(_mm512_load_ps(s + j * BLOCK_M + v * 16), m[v]);
+    for (int v = 0; v < V; v++) {
+        base[v] = _mm512_mask_mov_ps(m[v], _mm512_cmpeq_ps_mask(m[v], none), _mm512_setzero_ps());
+        total[v] = _mm512_setzero_ps();
+    }
+    int64_t j = 0;
+    for (; j + 2 <= count; j += 2)
+        for (int v = 0; v < V; v++) {
+            const float *at = s + j * BLOCK_M + v * 16;
+            __m512 first = bf16_exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(at), base[v]), c));
+            __m512 second = bf16_exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(at + BLOCK_M), base[v]), c));
+            total[v] = _mm512_add_ps(total[v], _mm512_add_ps(first, second));
+            bf16_store_pairs(pairs + j / 2 * BF16_PAIRS + v * 64, first, second);
+        }
+    for (; j < cuflash_round_up(count, BF16_K); j += 2)
+        for (int v = 0; v < V; v++) {
+            __m512 first = _mm512_setzero_ps();
+            if (j < count) {
+                first = bf16_exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(s + j * BLOCK_M + v * 16), base[v]), c));
+                total[v] = _mm512_add_ps(total[v], first);
+            }
+            bf16_store_pairs(pairs + j / 2 * BF16_PAIRS + v * 64, first, _mm512_setzero_ps());
+        }
+    for (int v = 0; v < V; v++) {
+        __m512 before = _mm512_load_ps(max + v * 16);
+        __m512 shrink = bf16_exp2(_mm512_mul_ps(_mm512_sub_ps(before, base[v]), c));
+        _mm512_store_ps(sum + v * 16, _mm512_fmadd_ps(_mm512_load_ps(sum + v * 16), shrink, total[v]));
+        _mm512_store_ps(max + v * 16, m[v]);
+        if (_mm512_cmp_ps_mask(before, m[v], _CMP_NEQ_UQ) == 0) continue;
+        for (int64_t d = 0; d < dim; d++) {
+            float *at = out + d * BLOCK_M + v * 16;
+            _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), shrink));
+        }
+    }
+}
+
+static void bf16_softmax(int64_t lanes, const float *s, char *pairs, int64_t count, float c, float *max, float *sum, float *out,
+                         int64_t dim) {
+    int64_t lane = 0;
+    for (; lane + 64 <= lanes; lane += 64)
+        bf16_softmax_lanes(4, s + lane, pairs + lane * 4, count, c, max + lane, sum + lane, out + lane, dim);
+    for (; lane < lanes; lane += 16)
+        bf16_softmax_lanes(1, s + lane, pairs + lane * 4, count, c, max + lane, sum + lane, out + lane, dim);
+}
+
+/* ---- Numbers that these products do not take ------------------------------------------------------
+ *
+ * They take denormal numbers for 0, in operands and products; and infinities and NaN must not meet the probability 0 of what hides
+ * them. What meets probabilities, and is turned or in pairs of rows for that, has zeros in the place of odd numbers; in what
+ * scores are made of, denormal ones are 0 already. Where there are any (hardly ever), what they come to is added by itself, so
+ * that rows and keys that they do not concern have the same bits as without them. */
+
+enum { ODD_TURNED = 1, DENORMAL_IN_PLACE = 2 }; /* there are some among 128 keys */
+
+static int is_denormal(uint16_t x) {
+    return (x & 0x7f80) == 0 && (x & 0x7f) != 0;
+}
+
+/* Below 2^-100, and not 0: times a probability that counts it may be denormal. */
+enum { SMALL = (127 - 100) << 7 };
+
+static int is_odd(uint16_t x) {
+    return ((x & 0x7fff) != 0 && (x & 0x7fff) < SMALL) || (x & 0x7f80) == 0x7f80;
+}
+
+/* Which of 32 numbers are. */
+static inline __mmask32 denormal_lanes(__m512i x) {
+    return _mm512_testn_epi16_mask(x, _mm512_set1_epi16(0x7f80)) & _mm512_test_epi16_mask(x, _mm512_set1_epi16(0x7f));
+}
+static inline __mmask32 odd_lanes(__m512i x) {
+    __m512i size = _mm512_and_si512(x, _mm512_set1_epi16(0x7fff));
+    return (_mm512_cmplt_epu16_mask(size, _mm512_set1_epi16(SMALL)) & _mm512_test_epi16_mask(size, size)) |
+           _mm512_cmpge_epu16_mask(size, _mm512_set1_epi16(0x7f80));
+}
+
+static const uint16_t *bf16_key_row(const row_block *block, const cuflash_operand *x, int64_t key) {
+    return (const uint16_t *)(const void *)cuflash_row(x, block->batch, block->head_kv, key);
+}
+
+static const uint16_t *bf16_query_row(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x,
+                                      int64_t r) {
+    return (const uint16_t *)(const void *)row_address(plan, block, x, r);
+}
+
+/* s[key][row] += x y over the denormal numbers of keys' x and rows' y. */
+static void bf16_add_scores(const cuflash_cpu_plan *plan, const row_block *block, int64_t first, int64_t count,
+                            const cuflash_operand *keys, const cuflash_operand *rows, int64_t dim, float factor, float *s) {
+    for (int64_t r = 0; r < block->rows; r++) {
+        const uint16_t *y = bf16_query_row(plan, block, rows, r);
+        for (int64_t j = 0; j < count; j++) {
+            const uint16_t *x = bf16_key_row(block, keys, first + j);
+            for (int64_t d = 0; d < dim; d++)
+                if (is_denormal(x[d]) || is_denormal(y[d]))
+                    s[j * BLOCK_M + r] += factor * cuflash_bfloat_to_float(x[d]) * cuflash_bfloat_to_float(y[d]);
+        }
+    }
+}
+
+/* out[d][row] += x weight over the odd numbers of keys' x. */
+static void bf16_add_to_lanes(const row_block *block, int64_t first, int64_t count, const cuflash_operand *keys, int64_t dim,
+                              const char *pairs, float *out) {
+    const uint16_t *weight = (const uint16_t *)(const void *)pairs;
+    for (int64_t j = 0; j < count; j++)
+        for (int64_t d = 0; d < dim; d++) {
+            uint16_t x = bf16_key_row(block, keys, first + j)[d];
+            if (!is_odd(x)) continue;
+            for (int64_t r = 0; r < block->rows; r++)
+                if (block->limit[r] > first + j)
+                    out[d * BLOCK_M + r] +=
+                        cuflash_bfloat_to_float(weight[j / 2 * (BF16_PAIRS / 2) + r * 2 + j % 2]) * cuflash_bfloat_to_float(x);
+        }
+}
+
+/* out[key][d] += weight[key][row] y over the odd numbers of rows' y. */
+static void bf16_add_to_keys(const cuflash_cpu_plan *plan, const row_block *block, int64_t first, int64_t count,
+                             const cuflash_operand *rows, int64_t dim, const char *weights, float *out, int64_t pad) {
+    const uint16_t *weight = (const uint16_t *)(const void *)weights;
+    for (int64_t r = 0; r < block->rows; r++)
+        for (int64_t d = 0; d < dim; d++) {
+            uint16_t y = bf16_query_row(plan, block, rows, r)[d];
+            if (!is_odd(y)) continue;
+            for (int64_t j = 0; j < count && block->limit[r] > first + j; j++)
+                out[j * pad + d] += cuflash_bfloat_to_float(weight[j * BLOCK_M + r]) * cuflash_bfloat_to_float(y);
+        }
+}
+
+/* ---- A block of rows ---------------------------------------------------------------------------- */
+
+/* What a thread works in. */
+typedef struct {
+    char *q, *d_o;           /* pairs of d: [dim / 2][BLOCK_M][2] */
+    char *q_rows, *d_o_rows; /* pairs of rows: [BLOCK_M / 2][pad][2] */
+    char *k, *v;             /* tiles of keys, padded */
+    char *pairs;             /* of keys, of P or dS: [BF16_BLOCK_N / 2][BLOCK_M][2] */
+    char *p, *ds;            /* [BF16_BLOCK_N][BLOCK_M] */
+    float *s, *dp;           /* [BF16_BLOCK_N][BLOCK_M] */
+} bf16_scratch;
+
+static int64_t bf16_lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, float *base, bf16_scratch *w) {
+    int64_t used = 0, dim = cuflash_round_up(p->head_dim, BF16_K), dim_v = cuflash_round_up(p->head_dim_v, BF16_K);
+    char *at = (char *)base;
+#define TAKE(name, bytes) w->name = (void *)(at + used), used += ((bytes) + 63) / 64 * 64
+    TAKE(q, dim * BLOCK_M * 2);
+    TAKE(k, BF16_BLOCK_N * dim * 2);
+    TAKE(pairs, BF16_BLOCK_N * BLOCK_M * 2);
+    TAKE(s, BF16_BLOCK_N * BLOCK_M * 4);
+    if (plan->pass == CUFLASH_FORWARD) return used / 4;
+    TAKE(d_o, dim_v * BLOCK_M * 2);
+    TAKE(q_rows, plan->pad_d * BLOCK_M * 2);
+    TAKE(d_o_rows, plan->pad_dv * BLOCK_M * 2);
+    TAKE(v, BF16_BLOCK_N * dim_v * 2);
+    TAKE(p, BF16_BLOCK_N * BLOCK_M * 2);
+    TAKE(ds, BF16_BLOCK_N * BLOCK_M * 2);
+    TAKE(dp, BF16_BLOCK_N * BLOCK_M * 4);
+#undef TAKE
+    return used / 4;
+}
+
+/* The block's rows of x, times 1, -1 or 0, as pairs of d; says whether there are denormal numbers. */
+static int bf16_load_pairs(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
+                           float factor, char *to) {
+    uint16_t sign = factor < 0 ? 0x8000 : 0;
+    memset(to, 0, (size_t)(cuflash_round_up(dim, BF16_K) * BLOCK_M * 2));
+    int odd = 0;
+    for (int64_t r = 0; r < block->rows && factor != 0; r++) {
+        const uint16_t *row = bf16_query_row(plan, block, x, r);
+        uint16_t *pair = (uint16_t *)(void *)to + r * 2;
+        for (int64_t d = 0; d < dim; d++) {
+            pair[d / 2 * (BF16_PAIRS / 2) + d % 2] = row[d] ^ sign;
+            odd |= is_denormal(row[d]);
+        }
+    }
+    return odd;
+}
+
+/* The block's rows of x as pairs of rows; says whether there are odd numbers, for which there are zeros. */
+static int bf16_load_row_pairs(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
+                               int64_t pad, char *to) {
+    memset(to, 0, (size_t)(pad * BLOCK_M * 2));
+    int odd = 0;
+    for (int64_t r = 0; r < block->rows; r++) {
+        const uint16_t *row = bf16_query_row(plan, block, x, r);
+        uint16_t *pair = (uint16_t *)(void *)to + r / 2 * pad * 2 + r % 2;
+        for (int64_t d = 0; d < dim; d++) {
+            int one = is_odd(row[d]);
+            pair[d * 2] = one ? 0 : row[d];
+            odd |= one;
+        }
+    }
+    return odd;
+}
+
+/* Rows of K or V as left operands: in place where they are whole tiles. */
+static bf16_left bf16_load_keys(const row_block *block, const cuflash_operand *x, int64_t first, int64_t count, int64_t dim,
+                                char *buffer) {
+    const char *rows = cuflash_row(x, block->batch, block->head_kv, first);
+    int64_t step = x->seq * 2, whole = cuflash_round_up(dim, BF16_K);
+    if (dim == whole && count % 16 == 0) return (bf16_left){rows, step, 64};
+    memset(buffer, 0, (size_t)(cuflash_round_up(count, 16) * whole * 2));
+    for (int64_t j = 0; j < count; j++) memcpy(buffer + j * whole * 2, rows + j * step, (size_t)dim * 2);
+    return (bf16_left){buffer, whole * 2, 64};
+}
+
+/* s[key][row] = x y, of keys' x and rows' y, which are the pairs; `denormal`: there are some in either. */
+static void bf16_multiply_rows(const cuflash_cpu_plan *plan, const row_block *block, int64_t first, int64_t count,
+                               const cuflash_operand *keys, char *buffer, const cuflash_operand *rows, const char *pairs,
+                               int64_t dim, float factor, int denormal, float *s) {
+    bf16_left x = bf16_load_keys(block, keys, first, count, dim, buffer);
+    bf16_gemm(cuflash_round_up(count, 16), block->lanes, cuflash_round_up(dim, BF16_K) / BF16_K, x,
+              (bf16_right){pairs, BF16_PAIRS}, s, BLOCK_M, 0);
+    if (denormal) bf16_add_scores(plan, block, first, count, keys, rows, dim, factor, s);
+}
+
+static bf16_left bf16_turned_keys(const char *packed, int64_t first, int64_t dim) {
+    return (bf16_left){packed + first * dim * 2, 2 * BF16_K, dim * 2 * BF16_K};
+}
+
+/* ---- Packing ------------------------------------------------------------------------------------ */
+
+/* What is turned: V forward, K backward; the other one is read in place. */
+typedef struct {
+    const cuflash_operand *turned, *in_place;
+    int64_t turned_dim, in_place_dim, dim; /* dim: turned_dim rounded up to whole tiles */
+} bf16_operands;
+
+static bf16_operands bf16_operands_of(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
+    bool v = plan->pass == CUFLASH_FORWARD;
+    int64_t dim = v ? p->head_dim_v : p->head_dim;
+    return (bf16_operands){v ? &p->v : &p->k, v ? &p->k : &p->v, dim, v ? p->head_dim : p->head_dim_v,
+                           cuflash_round_up(dim, BF16_ROWS)};
+}
+
+/* Bytes of a pair's turned operand; behind them a byte for each 128 keys says what is odd among them. */
+static int64_t bf16_turned_bytes(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
+    return cuflash_round_up(p->seq_k, BF16_BLOCK_N) * bf16_operands_of(plan, p).dim * 2;
+}
+
+static int64_t bf16_packed_bytes(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
+    return bf16_turned_bytes(plan, p) + cuflash_round_up((p->seq_k + BF16_BLOCK_N - 1) / BF16_BLOCK_N, 64);
+}
+
+/* Turns 32 keys, [key][d], to [d][32]: 16 dimensions at a time, as 32-bit pairs of keys. */
+static int bf16_turn_keys(const cuflash_problem *p, const bf16_operands *of, int64_t pair, int64_t first, uint16_t *to) {
+    int64_t left = p->seq_k - first;
+    __mmask32 odd = 0;
+    for (int64_t d = 0; d < of->dim; d += BF16_ROWS) {
+        __mmask16 inside = d + BF16_ROWS <= of->turned_dim ? 0xffff : (__mmask16)((1u << (of->turned_dim - d)) - 1);
+        __m512i x[16];
+        for (int i = 0; i < 16; i++) { /* of two keys, dimension by dimension */
+            __m256i key[2];
+            for (int e = 0; e < 2; e++) {
+                const char *row = cuflash_row(of->turned, pair / p->heads_kv, pair % p->heads_kv, first + 2 * i + e);
+                key[e] = 2 * i + e < left ? _mm256_maskz_loadu_epi16(inside, row + d * 2) : _mm256_setzero_si256();
+            }
+            __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(key[0]), _mm512_slli_epi32(_mm512_cvtepu16_epi32(key[1]), 16));
+            __mmask32 here = odd_lanes(both);
+            odd |= here;
+            x[i] = _mm512_mask_mov_epi16(both, here, _mm512_setzero_si512());
+        }
+        for (int bit = 1; bit < 16; bit *= 2) { /* a transpose of 16 x 16: across the diagonal, of 1, 2, 4, 8 */
+            const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+            __mmask16 upper = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(bit));
+            __m512i low = _mm512_mask_add_epi32(lane, upper, lane, _mm512_set1_epi32(16 - bit));
+            __m512i high =
+                _mm512_mask_add_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(bit)), upper, lane, _mm512_set1_epi32(16));
+            for (int i = 0; i < 16; i++) {
+                if (i & bit) continue;
+                __m512i a = x[i], b = x[i + bit];
+                x[i] = _mm512_permutex2var_epi32(a, low, b);
+                x[i + bit] = _mm512_permutex2var_epi32(a, high, b);
+            }
+        }
+        for (int i = 0; i < 16; i++) _mm512_store_si512(to + (d + i) * BF16_K, x[i]);
+    }
+    return odd ? ODD_TURNED : 0;
+}
+
+static int bf16_look_at_keys(const cuflash_problem *p, const bf16_operands *of, int64_t pair, int64_t first, int64_t count) {
+    __mmask32 denormal = 0;
+    for (int64_t j = 0; j < count; j++) {
+        const char *row = cuflash_row(of->in_place, pair / p->heads_kv, pair % p->heads_kv, first + j);
+        for (int64_t d = 0; d < of->in_place_dim; d += 32) {
+            __mmask32 inside = of->in_place_dim - d >= 32 ? 0xffffffff : (1u << (of->in_place_dim - d)) - 1;
+            __m512i x = _mm512_maskz_loadu_epi16(inside, row + d * 2);
+            denormal |= denormal_lanes(x);
+        }
+    }
+    return denormal ? DENORMAL_IN_PLACE : 0;
+}
+
+/* Packs BF16_BLOCK_N keys; `packed` is of all pairs. */
+static void bf16_pack(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first, void *packed) {
+    bf16_operands of = bf16_operands_of(plan, p);
+    int64_t left = p->seq_k - first;
+    char *to = (char *)packed + pair * plan->packed_bytes;
+    int odd = bf16_look_at_keys(p, &of, pair, first, left < BF16_BLOCK_N ? left : BF16_BLOCK_N);
+    for (int64_t key = first; key < first + BF16_BLOCK_N; key += BF16_K)
+        odd |= bf16_turn_keys(p, &of, pair, key, (uint16_t *)(void *)(to + key * of.dim * 2));
+    to[bf16_turned_bytes(plan, p) + first / BF16_BLOCK_N] = (char)odd;
+}
+
+/* ---- Forward ------------------------------------------------------------------------------------ */
+
+/* As attend, with the output. */
+static void bf16_attend(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
+                        const bf16_scratch *x, const char *packed, unsigned ticket) {
+    float c = exponent_scale(p), factor = query_factor(p);
+    int64_t dim_v = cuflash_round_up(p->head_dim_v, BF16_ROWS);
+    const char *odd = packed + bf16_turned_bytes(plan, p);
+    int denormal_q = bf16_load_pairs(plan, block, &p->q, p->head_dim, factor, x->q);
+    bf16_right probabilities = {x->pairs, BF16_PAIRS};
+    forget(block, w);
+    bf16_begin();
+    for (int64_t first = 0; first < block->keys && !cuflash_interrupted(ticket); first += BF16_BLOCK_N) {
+        int64_t count = block->keys - first < BF16_BLOCK_N ? block->keys - first : BF16_BLOCK_N;
+        int odd_here = odd[first / BF16_BLOCK_N];
+        bf16_multiply_rows(plan, block, first, count, &p->k, x->k, &p->q, x->q, p->head_dim, factor,
+                           denormal_q || odd_here & DENORMAL_IN_PLACE, x->s);
+        if (first + count > block->shared) mask_tile(block, first, count, -INFINITY, x->s);
+        bf16_softmax(block->lanes, x->s, x->pairs, count, c, w->max, w->sum, w->o_lanes, first > 0 ? p->head_dim_v : 0);
+        bf16_gemm(dim_v, block->lanes, cuflash_round_up(count, BF16_K) / BF16_K, bf16_turned_keys(packed, first, dim_v),
+                  probabilities, w->o_lanes, BLOCK_M, first > 0);
+        if (odd_here & ODD_TURNED) bf16_add_to_lanes(block, first, count, &p->v, p->head_dim_v, x->pairs, w->o_lanes);
+    }
+    bf16_end();
+}
+
+/* ---- Backward ----------------------------------------------------------------------------------- */
+
+/* The rows of a block, and whether there are odd numbers among them. */
+typedef struct {
+    int q_pairs, d_o_pairs, q_rows, d_o_rows;
+} bf16_odd_rows;
+
+/* P and dS of so many keys, two at a time, from scores and dP; 0 where a row does not see a key, where a
+ * lane has no row, and up to a multiple of 32. */
+static inline __attribute__((always_inline)) void bf16_gradients(const int masked, const row_block *block, int64_t first,
+                                                                 int64_t count, float scale, const scratch *w,
+                                                                 const bf16_scratch *x) {
+    __m512 c = _mm512_set1_ps(scale);
+    uint16_t *p = (uint16_t *)(void *)x->p, *ds = (uint16_t *)(void *)x->ds;
+    for (int64_t lane = 0; lane < block->lanes; lane += 16) {
+        __m512 max = _mm512_load_ps(w->max + lane), shift = _mm512_load_ps(w->shift + lane);
+        __m512 delta = _mm512_load_ps(w->delta + lane);
+        __m512i limit = _mm512_setzero_si512(); /* keys of the tile, by lane */
+        if (masked) {
+            int64_t rows = block->rows - lane;
+            __mmask16 there = rows >= 16 ? 0xffff : (__mmask16)((1u << rows) - 1);
+            limit = _mm512_maskz_mov_epi32(there, (__m512i)seen_keys(block, lane, first, count));
+        }
+        for (int64_t j = 0; j < cuflash_round_up(count, BF16_K); j += 2) {
+            __m512 gradient[2];
+            for (int e = 0; e < 2; e++) {
+                __m512 prob = _mm512_setzero_ps();
+                gradient[e] = prob;
+                if (j + e < count) {
+                    const float *s = x->s + (j + e) * BLOCK_M + lane, *dp = x->dp + (j + e) * BLOCK_M + lane;
+                    prob = bf16_exp2(_mm512_fmadd_ps(_mm512_sub_ps(_mm512_load_ps(s), max), c, shift));
+                    gradient[e] = _mm512_mul_ps(prob, _mm512_sub_ps(_mm512_load_ps(dp), delta));
+                    if (masked) {
+                        __mmask16 sees = _mm512_cmpgt_epi32_mask(limit, _mm512_set1_epi32((int32_t)(j + e)));
+                        prob = _mm512_maskz_mov_ps(sees, prob);
+                        gradient[e] = _mm512_maskz_mov_ps(sees, gradient[e]);
+                    }
+                }
+                _mm256_store_si256((__m256i *)(void *)(p + (j + e) * BLOCK_M + lane), (__m256i)_mm512_cvtneps_pbh(prob));
+                _mm256_store_si256((__m256i *)(void *)(ds + (j + e) * BLOCK_M + lane),
+                                   (__m256i)_mm512_cvtneps_pbh(gradient[e]));
+            }
+            bf16_store_pairs(x->pairs + j / 2 * BF16_PAIRS + lane * 4, gradient[0], gradient[1]);
+        }
+    }
+}
+
+static void bf16_backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
+                               int64_t count, bf16_odd_rows odd, int odd_keys, const char *packed, const scratch *w,
+                               const bf16_scratch *x, float *dk, float *dv) {
+    int64_t keys = cuflash_round_up(count, 16), dim = cuflash_round_up(p->head_dim, BF16_ROWS);
+    int64_t row_steps = cuflash_round_up(block->rows, BF16_K) / BF16_K;
+    bf16_multiply_rows(plan, block, first, count, &p->k, x->k, &p->q, x->q, p->head_dim, query_factor(p),
+                       odd.q_pairs || odd_keys & ODD_TURNED, x->s);
+    bf16_multiply_rows(plan, block, first, count, &p->v, x->v, &p->d_o, x->d_o, p->head_dim_v, 1,
+                       odd.d_o_pairs || odd_keys & DENORMAL_IN_PLACE, x->dp);
+    if (first + count > block->shared || block->rows < block->lanes)
+        bf16_gradients(1, block, first, count, exponent_scale(p), w, x);
+    else
+        bf16_gradients(0, block, first, count, exponent_scale(p), w, x);
+    const int64_t row = BLOCK_M * 2;
+    if (p->dv.data) {
+        dv += first * plan->pad_dv;
+        bf16_gemm(keys, plan->pad_dv, row_steps, (bf16_left){x->p, row, 64}, (bf16_right){x->d_o_rows, plan->pad_dv * 4}, dv,
+                  plan->pad_dv, 1);
+        if (odd.d_o_rows) bf16_add_to_keys(plan, block, first, count, &p->d_o, p->head_dim_v, x->p, dv, plan->pad_dv);
+    }
+    if (p->dk.data) {
+        dk += first * plan->pad_d;
+        bf16_gemm(keys, plan->pad_d, row_steps, (bf16_left){x->ds, row, 64}, (bf16_right){x->q_rows, plan->pad_d * 4}, dk,
+                  plan->pad_d, 1);
+        if (odd.q_rows) bf16_add_to_keys(plan, block, first, count, &p->q, p->head_dim, x->ds, dk, plan->pad_d);
+    }
+    if (p->dq.data) {
+        bf16_gemm(dim, block->lanes, cuflash_round_up(count, BF16_K) / BF16_K, bf16_turned_keys(packed, first, dim),
+                  (bf16_right){x->pairs, BF16_PAIRS}, w->dq_lanes, BLOCK_M, 1);
+        if (odd_keys & ODD_TURNED) bf16_add_to_lanes(block, first, count, &p->k, p->head_dim, x->pairs, w->dq_lanes);
+    }
+}
+
+/* All tiles of a block: adds to dq_lanes, and to dk and dv of the split. */
+static void bf16_backward_block(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block,
+                                const scratch *w, const bf16_scratch *x, const char *packed, float *dk, float *dv,
+                                unsigned ticket) {
+    const char *odd_keys = packed + bf16_turned_bytes(plan, p);
+    bf16_odd_rows odd = {bf16_load_pairs(plan, block, &p->q, p->head_dim, query_factor(p), x->q),
+                         bf16_load_pairs(plan, block, &p->d_o, p->head_dim_v, 1, x->d_o),
+                         bf16_load_row_pairs(plan, block, &p->q, p->head_dim, plan->pad_d, x->q_rows),
+                         bf16_load_row_pairs(plan, block, &p->d_o, p->head_dim_v, plan->pad_dv, x->d_o_rows)};
+    if (block->lanes < BLOCK_M) { /* columns of P and dS that no lane writes */
+        memset(x->p, 0, BF16_BLOCK_N * BLOCK_M * 2);
+        memset(x->ds, 0, BF16_BLOCK_N * BLOCK_M * 2);
+    }
+    bf16_begin();
+    for (int64_t first = 0; first < block->keys && !cuflash_interrupted(ticket); first += BF16_BLOCK_N) {
+        int64_t count = block->keys - first < BF16_BLOCK_N ? block->keys - first : BF16_BLOCK_N;
+        bf16_backward_tile(plan, p, block, first, count, odd, odd_keys[first / BF16_BLOCK_N], packed, w, x, dk, dv);
+    }
+    bf16_end();
+}
+
+#endif

@@ -323,23 +323,49 @@ static void attend(const cuflash_problem *p, const row_block *block, const scrat
 
 /* ---- Few rows ----------------------------------------------------------------------------------- */
 
-#define FEW_ROWS(function, ...)                                                                                                \
+#define FEW_ROWS(function, dtype, ...)                                                                                         \
     do {                                                                                                                       \
         if (block->rows == 1)                                                                                                  \
-            function(1, __VA_ARGS__);                                                                                          \
+            function(1, dtype, __VA_ARGS__);                                                                                   \
         else if (block->rows == 2)                                                                                             \
-            function(2, __VA_ARGS__);                                                                                          \
+            function(2, dtype, __VA_ARGS__);                                                                                   \
         else if (block->rows <= 4 && FEW > 4)                                                                                  \
-            function(4, __VA_ARGS__);                                                                                          \
+            function(4, dtype, __VA_ARGS__);                                                                                   \
         else                                                                                                                   \
-            function(FEW, __VA_ARGS__);                                                                                        \
+            function(FEW, dtype, __VA_ARGS__);                                                                                 \
     } while (0)
+#define FEW_KINDS(function, ...)                                                                                               \
+    switch (p->k.dtype) {                                                                                                      \
+    case CUFLASH_FLOAT16: FEW_ROWS(function, CUFLASH_FLOAT16, __VA_ARGS__); break;                                             \
+    case CUFLASH_BFLOAT16: FEW_ROWS(function, CUFLASH_BFLOAT16, __VA_ARGS__); break;                                           \
+    default: FEW_ROWS(function, CUFLASH_FLOAT32, __VA_ARGS__);                                                                 \
+    }
+
+static void score_rows(const cuflash_problem *p, const row_block *block, int64_t first, int64_t count, int64_t pad,
+                       const scratch *w) {
+    const char *k = cuflash_row(&p->k, block->batch, block->head_kv, first);
+    int64_t step = p->k.seq * (int64_t)cuflash_dtype_size(p->k.dtype);
+    FEW_KINDS(score_few, count, p->head_dim, k, step, w->few_q, pad, w->s, BLOCK_M)
+}
+
+static void add_rows(const cuflash_problem *p, const row_block *block, int64_t first, int64_t count, int64_t pad,
+                     const scratch *w) {
+    const char *v = cuflash_row(&p->v, block->batch, block->head_kv, first);
+    int64_t step = p->v.seq * (int64_t)cuflash_dtype_size(p->v.dtype);
+    FEW_KINDS(add_few, count, p->head_dim_v, v, step, w->s, BLOCK_M, w->few_o, pad)
+}
+
+/* As visible_to_lanes, in add_few's order: what is hidden must not change a bit. */
+static void add_visible_rows(const row_block *block, int64_t first, int64_t count, key_tile v, int64_t dim, int64_t pad,
+                             const scratch *w) {
+    for (int64_t r = 0; r < block->rows; r++)
+        for (int64_t j = 0; j < count && first + j < block->limit[r]; j++)
+            for (int64_t d = 0; d < dim; d++) w->few_o[r * pad + d] += w->s[j * BLOCK_M + r] * v.data[j * v.stride + d];
+}
 
 /* As attend(), of a block of at most FEW rows. */
 static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
                        int64_t begin, int64_t end, unsigned ticket) {
-    enum { CONVERTED = 32 }; /* 16-bit keys at a time: float32 ones of a whole tile would not stay in the L1 cache */
-    int64_t piece = p->dtype == CUFLASH_FLOAT32 ? BLOCK_N : CONVERTED;
     float c = exponent_scale(p), factor = query_factor(p);
     load_rows(plan, block, &p->q, p->head_dim, plan->pad_d, w->few_q);
     for (int64_t i = 0; i < block->rows * plan->pad_d; i++) w->few_q[i] *= factor;
@@ -350,11 +376,7 @@ static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
     for (int64_t first = begin; first < end; first += BLOCK_N) {
         if (cuflash_interrupted(ticket)) return;
         int64_t count = tile_size(block, first);
-        for (int64_t at = 0, n; at < count; at += n) {
-            n = count - at < piece ? count - at : piece;
-            key_tile k = load_keys(block, &p->k, first + at, n, p->head_dim, w->k_buffer);
-            FEW_ROWS(score_few, n, p->head_dim, k.data, k.stride, w->few_q, plan->pad_d, w->s + at * BLOCK_M, BLOCK_M);
-        }
+        score_rows(p, block, first, count, plan->pad_d, w);
         if (first + count > block->shared) mask_tile(block, first, count, -INFINITY, w->s);
         float before[FEW];
         memcpy(before, w->max, sizeof before);
@@ -364,20 +386,14 @@ static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
             float shrink = exp2f((before[r] - w->max[r]) * c);
             for (int64_t d = 0; d < p->head_dim_v; d++) w->few_o[r * plan->pad_dv + d] *= shrink;
         }
-        for (int64_t at = 0, n; at < count; at += n) {
-            n = count - at < piece ? count - at : piece;
-            key_tile v = load_keys(block, &p->v, first + at, n, p->head_dim_v, w->v_buffer);
-            const float *prob = w->s + at * BLOCK_M;
-            if (first + at + n > block->shared && !all_finite(v.data, v.stride, n, p->head_dim_v)) {
-                /* As visible_to_lanes, in add_few's order: what is hidden must not change a bit. */
-                for (int64_t r = 0; r < block->rows; r++)
-                    for (int64_t j = 0; j < n && first + at + j < block->limit[r]; j++)
-                        for (int64_t d = 0; d < p->head_dim_v; d++)
-                            w->few_o[r * plan->pad_dv + d] += prob[j * BLOCK_M + r] * v.data[j * v.stride + d];
-            } else {
-                FEW_ROWS(add_few, n, p->head_dim_v, v.data, v.stride, prob, BLOCK_M, w->few_o, plan->pad_dv);
+        if (first + count > block->shared) {
+            key_tile v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
+            if (!all_finite(v.data, v.stride, count, p->head_dim_v)) {
+                add_visible_rows(block, first, count, v, p->head_dim_v, plan->pad_dv, w);
+                continue;
             }
         }
+        add_rows(p, block, first, count, plan->pad_dv, w);
     }
     for (int64_t r = 0; r < block->rows; r++)
         for (int64_t d = 0; d < p->head_dim_v; d++) w->o_lanes[d * BLOCK_M + r] = w->few_o[r * plan->pad_dv + d];

@@ -120,15 +120,35 @@ static inline vf v_exp2(vf x) {
 #endif
 }
 
-/* ---- Rows of 16-bit numbers --------------------------------------------------------------------- */
+/* ---- 16-bit numbers ----------------------------------------------------------------------------- */
+
+static inline vf v_load_half(const uint16_t *p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__AVX2__) && defined(__F16C__)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+    vf x;
+    for (int l = 0; l < VL; l++) x[l] = cuflash_half_to_float(p[l]);
+    return x;
+#endif
+}
+
+static inline vf v_load_bfloat(const uint16_t *p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16);
+#elif defined(__AVX2__)
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16);
+#else
+    vu x;
+    for (int l = 0; l < VL; l++) x[l] = (uint32_t)p[l] << 16;
+    return (vf)x;
+#endif
+}
 
 static inline void half_to_float_row(const uint16_t *src, int64_t n, float *dst) {
     int64_t i = 0;
-#if defined(__AVX512F__)
-    for (; i + 16 <= n; i += 16) _mm512_storeu_ps(dst + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(src + i))));
-#elif defined(__F16C__)
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(src + i))));
-#endif
+    for (; i + VL <= n; i += VL) v_store(dst + i, v_load_half(src + i));
     for (; i < n; i++) dst[i] = cuflash_half_to_float(src[i]);
 }
 

@@ -6,10 +6,11 @@
     python3 bench/compare_torch.py --rows short --dim 64 --causal yes --passes forward
     python3 bench/compare_torch.py --shape 2,16,4,4096,128      batch, heads, KV heads, tokens, head dim (",q tokens" may follow)
     python3 bench/compare_torch.py --device cpu --threads 16    PyTorch on the CPU, at its own rows
+    python3 bench/compare_torch.py --library A.so --library B.so    other builds of cuflash in the same run, to tune kernels
 
 It needs torch and numpy, and libcuflash.so: $CUFLASH_LIB, or build/release of this repository. The last lines are geometric
-means and the worst row. On CUDA backwards are timed in cuflash's deterministic mode too, and must then repeat every bit. TFLOP/s count 4 B H S^2 D for a forward pass, half of that where causal, 2.5 times that backward.
-Exit code 1: a result was wrong.
+means and the worst row. On CUDA backwards are timed in cuflash's deterministic mode too, and must then repeat every bit. TFLOP/s
+count 4 B H S^2 D for a forward pass, half of that where causal, 2.5 times that backward. Exit code 1: a result was wrong.
 """
 import argparse
 import contextlib
@@ -102,6 +103,8 @@ CAUSAL, DETERMINISTIC = 1, 4
 
 class Cuflash:
     def __init__(self, path):
+        folder, file = os.path.split(os.path.abspath(path))
+        self.name = (os.path.basename(folder) if file == "libcuflash.so" else file.removesuffix(".so"))[:8]
         if not os.path.exists(path):
             sys.exit(f"compare_torch.py: {path} is not there: build it with script/build, or name one by --library or CUFLASH_LIB")
         self.lib = lib = ctypes.CDLL(os.path.abspath(path))
@@ -362,8 +365,8 @@ def repeats_itself(ours, times=3):
     return sorted(set(complaints))
 
 
-def compare(r, cuflash, clock, options, device, seconds):
-    """Gives a list of results, one a pass, and of complaints."""
+def compare(r, cuflash, builds, clock, options, device, seconds):
+    """Gives a list of results, one a pass, and of complaints; `builds`: of cuflash, that are timed too."""
     inputs = make_inputs(r, device, options.seed, options.layout == "bshd")
     ours = Ours(cuflash, inputs, r, options.deterministic)
     backward = "backward" in options.passes
@@ -372,6 +375,10 @@ def compare(r, cuflash, clock, options, device, seconds):
     if backward:
         ours.run("backward")
     theirs = {}
+    for build in builds:
+        theirs[build.name] = other = Ours(build, inputs, r, options.deterministic)
+        for which in ("forward", "backward") if backward else ("forward",):
+            other.run(which)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in options.peers:
@@ -398,7 +405,7 @@ def compare(r, cuflash, clock, options, device, seconds):
     results = []
     for which in options.passes:
         contenders = {"cuflash": ours, **{name: x for name, x in theirs.items()
-                                          if which == "forward" or x.gradients is not None}}
+                                          if which == "forward" or isinstance(x, Ours) or x.gradients is not None}}
         if ordered and which == "backward":
             contenders[ORDERED] = ordered
         times, repeats = {}, 0
@@ -447,7 +454,7 @@ def parse():
     parser.add_argument("--check-only", action="store_true", help="no timing")
     parser.add_argument("--no-check", action="store_true", help="timing alone")
     parser.add_argument("--json", metavar="FILE", help="also write the results here")
-    parser.add_argument("--library", help="the libcuflash.so to use")
+    parser.add_argument("--library", action="append", default=[], help="the libcuflash.so to use; further ones are timed beside it")
     options = parser.parse_args()
     for name, allowed in (("rows", [*ROWS, "all"]), ("dtype", DTYPES), ("passes", ["forward", "backward"]), ("peers", PEERS)):
         wrong = [item for item in getattr(options, name) or [] if item not in allowed]
@@ -477,7 +484,7 @@ def geometric_mean(values):
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def show(result, peers, unit, ordered):
+def show(result, builds, peers, unit, ordered):
     def figure(name):
         entry = result["contenders"].get(name, {})
         return f"{entry['tflops'] * unit:9.1f}" if "tflops" in entry else f"{'-':>9}"
@@ -487,7 +494,8 @@ def show(result, peers, unit, ordered):
         return f"{min(values):9.1e}" if values else f"{'-':>9}"
 
     ratio = f"{result['ratio']:7.2f}" if "ratio" in result else f"{'-':>7}"
-    print(f"{describe(result)} {result['pass']:8} {figure('cuflash')}{figure(ORDERED) if ordered else ''}{''.join(figure(name) for name in peers)} {ratio} "
+    print(f"{describe(result)} {result['pass']:8} {figure('cuflash')}{figure(ORDERED) if ordered else ''}"
+          f"{''.join(figure(build.name) for build in builds)}{''.join(figure(name) for name in peers)} {ratio} "
           f"{error(['cuflash'])}{error(peers)}", flush=True)
 
 
@@ -519,8 +527,8 @@ def main():
     if not rows:
         parser.error("no row is left by these choices")
     here = os.path.dirname(os.path.abspath(__file__))
-    cuflash = Cuflash(options.library or os.environ.get("CUFLASH_LIB") or
-                      os.path.normpath(os.path.join(here, "..", "build", "release", "libcuflash.so")))
+    usual = os.environ.get("CUFLASH_LIB") or os.path.normpath(os.path.join(here, "..", "build", "release", "libcuflash.so"))
+    cuflash, *builds = [Cuflash(path) for path in options.library or [usual]]
     head = {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "torch": torch.__version__,
             "cuflash": cuflash.lib.cuflash_version().decode(), "seed": options.seed, "layout": options.layout}
     if options.device == "cuda":
@@ -539,6 +547,7 @@ def main():
     ordered = options.device == "cuda" and "backward" in options.passes and not options.deterministic
     print(", ".join(f"{key} {value}" for key, value in head.items()))
     print(f"{'dtype':8} {'dim':>4} {'causal':6} {'seq':>8} {'BxH':>8} {'pass':8} {'cuflash':>9}{'ordered':>9}"[:None if ordered else -9]
+          + "".join(f"{build.name:>9}" for build in builds)
           + "".join(f"{name:>9}" for name in options.peers) + f" {'ratio':>7} {'error':>9}{'of peers':>9}", flush=True)
     begin, results, wrong, left_out = time.perf_counter(), [], [], 0
     for i, r in enumerate(rows):
@@ -548,14 +557,14 @@ def main():
             break
         print(f"  {i + 1} of {len(rows)}: {' '.join(describe(r).split())}", file=sys.stderr, flush=True)
         try:
-            of_row, complaints = compare(r, cuflash, clock, options, options.device, max(0, left) / (len(rows) - i))
+            of_row, complaints = compare(r, cuflash, builds, clock, options, options.device, max(0, left) / (len(rows) - i))
         except RuntimeError as error:
             if options.device == "cuda" and "out of memory" not in str(error).lower():
                 with contextlib.suppress(Exception):
                     torch.cuda.synchronize()
             of_row, complaints = [], [str(error)]
         for result in of_row:
-            show(result, options.peers, unit, ordered)
+            show(result, builds, options.peers, unit, ordered)
             results.append(result)
         for complaint in complaints:
             wrong.append({**r, "complaint": complaint})

@@ -22,7 +22,7 @@ typedef struct {
     float *row_offset; /* row_max * scale_log2 + row_log, which is as good where the gradients are of 16 bits */
     float *row_delta;  /* the sum of o * d_o over a row; 0 past seq_q */
     float *dq_sum;     /* [batch * heads][rows][dim_padded]: dq before scaling, or NULL: not wanted */
-    int32_t *turn; /* deterministic: [batch * heads][rows / block_m], zeroed: whose turn it is to add to dq_sum; else NULL */
+    int32_t *turn; /* [batch * heads][rows / block_m], zeroed: whose turn it is to add to dq_sum; NULL: anybody's at any time */
 
     cuflash_kernel_strides q_stride, k_stride, v_stride, o_stride, lse_stride, d_o_stride, dq_stride, dk_stride, dv_stride;
 
@@ -41,11 +41,16 @@ typedef struct {
 
     /* Backward: a walk is a tile of keys and the queries of its group of heads; all walks after the first `whole` are dealt out
      * in `parts`, which write partial sums of dk, before scaling, and of dv: [walks - whole][parts][block_n][dim_padded]. */
-    int32_t parts, whole, block_n;
+    int32_t parts, whole, block_m, block_n;
     float *dk_parts, *dv_parts;
-    int32_t walks;   /* parts counted */
-    int32_t *ticket; /* the number of the next one, for families whose blocks stay, and go from walk to walk */
+    int32_t walks;    /* parts counted */
+    int32_t together; /* units, heads of a batch element, that are gone through at the same time, at least */
+    int32_t ordered;  /* deterministic: additions to dq_sum come in the order of keys */
+    int32_t stored;   /* dq_sum is not cleared: what the first tile of keys adds is stored, and others come after it */
+    int32_t *ticket;  /* the number of the next one, for families whose blocks stay, and go from walk to walk */
 } cuflash_attention_args;
+
+enum { CUFLASH_ANY_KEYS = 0x7fffffff };
 
 /* A row of a family's table: what a kernel is made for and what it is launched with. */
 typedef struct {
@@ -54,9 +59,10 @@ typedef struct {
     int block_n; /* keys to a tile */
     int stages;  /* tiles of the inner loop in shared memory at a time */
     int threads;
-    int blocks;     /* at a time on a multiprocessor, at least: a bound on registers; 0: none */
-    int smem_bytes; /* dynamic shared memory */
-    int queries;    /* for causal problems of at most so many; 0: for all */
+    int blocks;            /* at a time on a multiprocessor, at least, so many registers there are; 0: no matter */
+    int smem_bytes;        /* dynamic shared memory */
+    int keys, keys_causal; /* for problems of at most so many keys, and causal ones */
+    int cluster;           /* blocks that take a tile together, on neighbouring multiprocessors; 1: each for itself */
 } cuflash_kernel_row;
 
 #endif

@@ -28,9 +28,7 @@ describe("attention on a CUDA device, while another stream keeps the memory busy
   local BUSY = 2 ^ 27 -- float32 numbers that are copied beside each repeat
 
   -- Grouped heads and partial tiles in both directions; several blocks add to each tile of dq.
-  local case = attention.case {
-    name = "repeats", batch = 2, heads = 16, heads_kv = 4, seq_q = 300, seq_k = 500, dim = 64, causal = true,
-  }
+  local shape = { name = "repeats", batch = 2, heads = 16, heads_kv = 4, seq_q = 300, seq_k = 500, causal = true }
   local BYTES = { float32 = 4, bfloat16 = 2 }
 
   -- Results on the host that are always the same: their bytes, to compare the next ones with.
@@ -52,7 +50,7 @@ describe("attention on a CUDA device, while another stream keeps the memory busy
 
   -- One forward and backward. dq is the same every time only where that is asked for, the rest always and in both modes.
   local function run(inputs, deterministic, kept, times)
-    local o, ctx = cf.attention(inputs.q, inputs.k, inputs.v, { causal = case.causal, deterministic = deterministic })
+    local o, ctx = cf.attention(inputs.q, inputs.k, inputs.v, { causal = shape.causal, deterministic = deterministic })
     local dq, dk, dv = ctx:backward(inputs.d_o)
     kept:check("o", o, times)
     kept:check("lse", ctx.lse, times)
@@ -62,9 +60,10 @@ describe("attention on a CUDA device, while another stream keeps the memory busy
     for _, done in ipairs { o, dq, dk, dv, ctx } do done:free() end
   end
 
-  for _, dtype in ipairs { "float32", "bfloat16" } do
-    on_gpu(("gives the same bits in each of %d runs: %s"):format(REPEATS, dtype), function()
-      local inputs = make(case, dtype)
+  for _, kind in ipairs { { "float32", 64 }, { "bfloat16", 64 }, { "bfloat16", 192 } } do
+    local dtype, dim = kind[1], kind[2]
+    on_gpu(("gives the same bits in each of %d runs: %s, head dim %d"):format(REPEATS, dtype, dim), function()
+      local inputs = make(attention.case(shape, { dim = dim }), dtype)
       local from, to = cf.ones({ BUSY }, { device = "cuda" }), cf.empty({ BUSY }, { device = "cuda" })
       -- neither is the default stream, beside which none would run
       local ours, others = cf.cuda.stream(), cf.cuda.stream()
@@ -112,6 +111,80 @@ describe("a backward whose tiles of keys are dealt out to several blocks each #g
         local grid = cf.explain(inputs.q, inputs.k, inputs.v, { causal = case.causal }).backward.grid
         assert.is_truthy(grid:find(case.plan, 1, true), grid)
         attention.check(case, dtype, inputs, attention.run(case, inputs))
+      end)
+    end
+  end
+end)
+
+-- ---- Every row of the table ----------------------------------------------------------------------------------
+
+-- Logits of keys get larger and larger, up to 10 times as large, towards the last key or the first.
+local function growing(to_the_last)
+  return function(case)
+    local inputs = attention.normal(case)
+    local k, at = inputs.k:data(), 0
+    for _ = 1, inputs.k:numel() / (case.seq_k * case.dim) do
+      for row = 1, case.seq_k do
+        for _ = 1, case.dim do
+          k[at] = k[at] * (1 + 9 * (to_the_last and row or case.seq_k - row) / case.seq_k)
+          at = at + 1
+        end
+      end
+    end
+    return inputs
+  end
+end
+
+describe("a forward of few keys or many #gpu", function()
+  local KERNELS = { [64] = 3, [128] = 2 } -- on sm_90, of a head dimension
+  local values = { { "normal logits", "bfloat16" }, { "logits that grow", "float16", growing(true) },
+    { "logits that fall", "float16", growing(false) } }
+
+  for dim, kernels in pairs(KERNELS) do
+    local seen, count = {}, 0
+    for _, seq_k in ipairs { 450, 1000, 1500, 2100 } do
+      for _, causal in ipairs { false, true } do
+        for _, value in ipairs(values) do
+          local case = attention.case { name = value[1], heads = 2, heads_kv = 1, seq_q = 90, seq_k = seq_k, dim = dim, causal = causal,
+            fill = value[3], bound = value[3] and attention.cancelling_bound }
+          local mask = causal and ", causal" or ""
+          on_gpu(("has the oracle's results: %s, %d keys%s, head dim %d"):format(case.name, seq_k, mask, dim), function()
+            local inputs = make(case, value[2])
+            local kernel = cf.explain(inputs.q, inputs.k, inputs.v, { causal = causal }).forward.kernel:gsub("_b?f16_", "_")
+            if not seen[kernel] then seen[kernel], count = true, count + 1 end
+            attention.check(case, value[2], inputs, attention.run(case, inputs))
+          end)
+        end
+      end
+    end
+    on_gpu(("has every kernel for Hopper run, head dim %d"):format(dim), function()
+      if cf.cuda.device_info().compute ~= 90 then pending "this is no Hopper" end
+      assert.are.equal(kernels, count)
+    end)
+  end
+end)
+
+-- ---- Blocks that stay ----------------------------------------------------------------------------------------
+
+describe("a backward whose blocks may go from tile to tile #gpu", function()
+  local multiprocessors = cf.cuda.is_available() and cf.cuda.device_info().multiprocessors or 1
+  local shapes = {
+    { name = "several tiles to a block", heads = 2 * multiprocessors, seq_q = 65, seq_k = 129 },
+    { name = "several tiles to a block, causal", heads = 2 * multiprocessors, seq_q = 130, seq_k = 129, causal = true },
+    { name = "heads of a group", batch = 2, heads = 12, heads_kv = 3, seq_q = 300, seq_k = 300, causal = true },
+    { name = "several blocks to a tile", heads = 1, seq_q = 1100, seq_k = 1100, causal = true },
+    { name = "one query", heads = 5, seq_q = 1, seq_k = 20 },
+    { name = "queries that see nothing", heads = 3, seq_q = 400, seq_k = 150, causal = true },
+  }
+
+  for _, shape in ipairs(shapes) do
+    for _, dims in ipairs { { 64, 64 }, { 128, 128 }, { 136, 64 }, { 192, 192 }, { 200, 256 } } do
+      local case = attention.case(shape, { dim = dims[1], dim_v = dims[2] })
+      on_gpu(("has the oracle's gradients, in order or not: %s, head dims %d and %d"):format(case.name, unpack(dims)), function()
+        local inputs = make(case, "bfloat16")
+        for _, deterministic in ipairs { true, false } do
+          attention.check(case, "bfloat16", inputs, attention.run(case, inputs, deterministic))
+        end
       end)
     end
   end
@@ -305,7 +378,7 @@ describe("the plan of attention on a CUDA device #gpu", function()
         local plan = explain(dtype, dim)
         for pass, lines in pairs { forward = plan.forward, backward = plan.backward } do
           local family = info.compute < 80 and "fma" or dtype ~= "float32" and "mma" or pass == "forward" and "tf32" or "fma"
-          if family == "mma" and info.compute == 90 and dim % 8 == 0 and (pass == "forward" or dim <= 128) then family = "hopper" end
+          if family == "mma" and info.compute == 90 and dim % 8 == 0 then family = "hopper" end
           if family == "tf32" and dim > 128 and lines.kernel:find "_fma_" then family = "fma" end -- not enough shared memory
           local what = ("%s, head dim %d, %s:\n%s"):format(dtype, dim, pass, tostring(plan))
           assert.are.equal(("cuda:0, %s (sm_%d, %d multiprocessors)"):format(info.name, info.compute, info.multiprocessors), lines.device)
@@ -324,8 +397,14 @@ describe("the plan of attention on a CUDA device #gpu", function()
           local last = lines.grid:match " to each of the last (%d+) tiles" or lines.grid:find " to the last tile" and 1 or blocks
           assert.is_true(tonumber(parts) == 1 or pass == "backward", what)
           blocks = blocks + (parts - 1) * last
-          if family == "hopper" then blocks = math.min(blocks, info.multiprocessors) end -- which stay
-          assert.are.equal(blocks, tonumber(lines.grid:match "^(%d+) blocks"), what)
+          local cluster = lines.grid:match "in clusters of (%d+)" or 1
+          blocks = blocks * cluster
+          local grid, most = tonumber(lines.grid:match "^(%d+) blocks"), math.floor(info.multiprocessors / cluster) * cluster
+          if family == "hopper" and grid < blocks then -- they stay: so many of all multiprocessors
+            assert.are.equal(0, grid % most, what)
+          else
+            assert.are.equal(blocks, grid, what)
+          end
         end
       end
     end

@@ -15,9 +15,9 @@ struct Order {
 /* Which of the tiles of which unit is the number-th block's; a unit is a head, of a batch element. Blocks go through the tiles
  * of a unit, then of the next. Where tiles are of unequal length (causal), and tile 0 is the longest, they go through the
  * first tiles of several units, then through the next ones, as long blocks should not start last; of so many units, as more
- * would read more at a time than stays in the L2 cache. */
-__device__ __forceinline__ Order order_of_block(int number, int tiles, int units, bool unequal) {
-    int section = unequal ? SECTION : 1, first_unit = number / (tiles * section) * section;
+ * would read more at a time than stays in the L2 cache; of `together` units at least. */
+__device__ __forceinline__ Order order_of_block(int number, int tiles, int units, bool unequal, int together = 1) {
+    int section = max(unequal ? SECTION : 1, together), first_unit = number / (tiles * section) * section;
     number -= first_unit * tiles;
     section = min(section, units - first_unit);
     return {first_unit + number % section, number / section};

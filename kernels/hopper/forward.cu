@@ -1,6 +1,6 @@
 /* Attention forward on Hopper, after Shah et al., "FlashAttention-3" (2024): two threads copy tiles by tensor maps into rings
- * in shared memory; warpgroups of 64 queries each multiply them by wgmma. A warpgroup's softmax runs under its own product with V
- * of the tile before, and under the products of the other warpgroups. Blocks stay, and go through tiles of queries: the first
+ * in shared memory; warpgroups of 64 queries each multiply them by wgmma. A warpgroup's softmax runs under its own product with
+ * V of the tile before, and under the products of the other warpgroups. Blocks stay, and go through tiles of queries: the first
  * scores of the next one are made under the last product of this one. Most tiles of keys need no maximum (softmax_open). */
 #include <math_constants.h>
 
@@ -10,6 +10,7 @@
 #include "hopper/ring.cuh"
 #include "hopper/store.cuh"
 #include "hopper/table.h"
+#include "hopper/warp.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/copy.cuh"
 #include "ptx/math.cuh"
@@ -21,11 +22,11 @@ namespace cuflash {
 
 /* A block's tiles of queries, one after the other. All blocks are there at the same time, so which gets which is settled
  * beforehand. Causal: the longest tile of a head and its shortest are a block's, the second longest and the second shortest,
- * and so on; these pairs are equal. Where there are fewer pairs than would keep all blocks busy, every gridDim.x-th tile of an
- * order from the longest to the shortest, to and fro. Not causal: every gridDim.x-th. */
+ * and so on; these pairs are equal. The heads that are left when all blocks have as many pairs, and where tiles are not causal
+ * all heads: every gridDim.x-th tile; causal from the longest to the shortest, to and fro. */
 template <int BLOCK_M, int BLOCK_N> struct Work {
     const cuflash_attention_args &args;
-    int round = 0;
+    unsigned round = 0;
 
     int batch, head, first_row;
     int tiles; /* of keys that a query sees; one at least, whose mask then hides all; 0: there is no tile of queries */
@@ -37,34 +38,52 @@ template <int BLOCK_M, int BLOCK_N> struct Work {
     __device__ __forceinline__ void next() {
         tiles = 0;
         /* Made anew for each tile: between them, registers are short. */
-        int tiles_m = (static_cast<int>(ptx::anew(args.seq_q)) + BLOCK_M - 1) / BLOCK_M, units = args.batch * args.heads;
-        bool pairs = args.causal && (tiles_m + 1) / 2 * units >= 2 * static_cast<int>(gridDim.x);
-        int unit, tile; /* tile 0 is the longest */
-        if (pairs) {
-            int each = (tiles_m + 1) / 2, number = round / 2 * gridDim.x + blockIdx.x;
-            unit = number / each, tile = number % each;
-            if (round & 1) tile = tiles_m - 1 - tile;
-            if (unit >= units) return;
-            round += tiles_m - 1 - tile == tile ? 2 : 1; /* the middle one is alone */
+        unsigned tiles_m = (static_cast<unsigned>(ptx::anew(args.seq_q)) + BLOCK_M - 1) / BLOCK_M,
+                 units = args.batch * args.heads;
+        unsigned unit, tile;
+        if (args.causal) {
+            choose_causal(tiles_m, units, unit, tile);
         } else {
-            int number = round * gridDim.x + (args.causal && round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
-            if (number >= tiles_m * units) return;
-            unit = args.causal ? number % units : number / tiles_m, tile = args.causal ? number / units : number % tiles_m;
-            round++;
+            unsigned number = round++ * gridDim.x + blockIdx.x;
+            unit = number / tiles_m, tile = number % tiles_m;
         }
+        if (unit >= units) return;
         batch = unit / args.heads, head = unit % args.heads;
-        first_row = (args.causal ? tiles_m - 1 - tile : tile) * BLOCK_M;
+        first_row = tile * BLOCK_M;
         int end = visible_keys(args, min(first_row + BLOCK_M, args.seq_q) - 1);
         tiles = max(1, (end + BLOCK_N - 1) / BLOCK_N);
     }
+
+    __device__ __forceinline__ void choose_causal(unsigned tiles_m, unsigned units, unsigned &unit, unsigned &tile) {
+        unsigned blocks = gridDim.x, block = blockIdx.x, each = (tiles_m + 1) / 2; /* pairs of a unit */
+        unsigned paired = each * units / blocks * blocks / each, pairs = paired * each, number = round / 2 * blocks + block;
+        if (number < pairs) {
+            unit = number / each, tile = number % each;
+            bool longest = !(round & 1), alone = tile == tiles_m - 1 - tile; /* the middle one */
+            if (longest) tile = tiles_m - 1 - tile;
+            round += alone ? 2 : 1;
+        } else { /* those after the last round of pairs, which need not be whole, begin with the first block that it left out */
+            unsigned left = units - paired, again = round - (pairs + blocks - 1 - block) / blocks * 2;
+            unsigned place = (block + blocks - pairs % blocks) % blocks;
+            number = again * blocks + (again & 1 ? blocks - 1 - place : place);
+            unit = units, tile = 0;
+            if (number < tiles_m * left) unit = paired + number % left, tile = tiles_m - 1 - number / left;
+            round++;
+        }
+    }
 };
 
-template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGES, int THREADS> struct Forward {
+template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGES, int THREADS, int BLOCKS> struct Forward {
     static constexpr int WARPGROUPS = BLOCK_M / 64;
     static_assert(THREADS == 128 * (WARPGROUPS + 1) && BLOCK_M % 64 == 0, "a warpgroup to 64 queries, and one that copies");
     static constexpr int PANELS = (DIM + 63) / 64;
     static constexpr int Q_PANEL = 64 * 128, K_PANEL = BLOCK_N * 128; /* bytes */
     static constexpr int Q_BYTES = WARPGROUPS * PANELS * Q_PANEL, K_BYTES = PANELS * K_PANEL;
+    static constexpr int BARRIER_BYTES = CUFLASH_HOPPER_BARRIER_BYTES;
+    static_assert((2 * Q_STAGES + 4 * STAGES) * 8 <= BARRIER_BYTES, "room for barriers");
+    /* Registers of a thread: when the kernel is launched, then of those that copy, and of those that multiply. */
+    static constexpr int LAUNCHED = 65536 / (THREADS * BLOCKS) / 8 * 8, COPYING = WARPGROUPS == 2 ? 40 : 32;
+    static constexpr int MULTIPLYING = (LAUNCHED * (WARPGROUPS + 1) - COPYING) / WARPGROUPS / 8 * 8;
     static constexpr float LAZY = 8;     /* a reference stays while no score is above it by more, as a power of 2 */
     static constexpr float ROOM = 32768; /* for a sum of probabilities: none of them may be too large for float16 */
     using Keys = Ring<STAGES>;
@@ -78,7 +97,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
 
     __device__ __forceinline__ Forward(const cuflash_hopper_args &a, uint32_t shared)
         : args(a.attention), maps(a), q_tiles((shared + 1023) / 1024 * 1024), k_tiles(q_tiles + Q_STAGES * Q_BYTES),
-          v_tiles(k_tiles + STAGES * K_BYTES), barriers(v_tiles + STAGES * K_BYTES), items(barriers + 256) {
+          v_tiles(k_tiles + STAGES * K_BYTES), barriers(v_tiles + STAGES * K_BYTES), items(barriers + BARRIER_BYTES) {
     }
 
     /* Full: the tile is there. Empty: nobody reads it any more. */
@@ -207,19 +226,6 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
         float reference[2]; /* what is subtracted from scores: the maximum of the first tiles that they see, or a later one */
         float sum[2];       /* of this thread's probabilities */
     };
-
-    static __device__ __forceinline__ int lane() {
-        return threadIdx.x % 32;
-    }
-
-    static __device__ __forceinline__ void arrive(uint32_t barrier) {
-        ptx::mbarrier_arrive_if(barrier, lane() == 0);
-    }
-
-    /* The warp's first row in a tile of queries of its warpgroup. */
-    static __device__ __forceinline__ int warp_row() {
-        return threadIdx.x / 32 % 4 * 16;
-    }
 
     /* s = Q K^T, under way */
     __device__ __forceinline__ void multiply_scores(float (&s)[BLOCK_N / 2], uint32_t q_tile, uint32_t k_tile) {
@@ -536,11 +542,11 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
         }
         __syncthreads();
         if (warpgroup == 0) {
-            ptx::give_registers<WARPGROUPS == 2 ? 40 : 32>();
+            ptx::give_registers<COPYING>();
             if (threadIdx.x == 0) copy_scores();
             if (threadIdx.x == 32) copy_values();
         } else {
-            ptx::take_registers<WARPGROUPS == 2 ? 232 : 160>();
+            ptx::take_registers<MULTIPLYING>();
             multiply(warpgroup - 1);
         }
     }
@@ -552,11 +558,11 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                                              \
         cuflash_hopper_forward_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_hopper_args args) {   \
         extern __shared__ __align__(1024) unsigned char shared[];                                                              \
-        cuflash::Forward<type, dim, block_m, block_n, stages, CUFLASH_HOPPER_Q_STAGES(dim, block_m, block_n, stages),          \
-                         threads>(args, ptx::shared_address(shared))                                                           \
+        cuflash::Forward<type, dim, block_m, block_n, stages, CUFLASH_HOPPER_Q_STAGES(dim, block_m, block_n, stages), threads, \
+                         blocks>(args, ptx::shared_address(shared))                                                            \
             .run();                                                                                                            \
     }
-#define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes, queries)                                           \
+#define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes, keys, keys_causal)                                 \
     KERNEL(__half, f16, dim, block_m, block_n, stages, threads, blocks)                                                        \
     KERNEL(__nv_bfloat16, bf16, dim, block_m, block_n, stages, threads, blocks)
 CUFLASH_HOPPER_FORWARD(KERNELS)

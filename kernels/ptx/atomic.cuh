@@ -45,10 +45,17 @@ __device__ __forceinline__ int32_t load_acquire(const int32_t *flag) {
     return value;
 }
 
+__device__ __forceinline__ int32_t load_relaxed(const int32_t *flag) {
+    int32_t value;
+    asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+    return value;
+}
+
 __device__ __forceinline__ void store_release(int32_t *flag, int32_t value) {
     asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 
+/* After it others see what this thread did before. */
 __device__ __forceinline__ void add_release(int32_t *flag, int32_t value) {
     asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }

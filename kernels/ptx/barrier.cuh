@@ -22,6 +22,11 @@ __device__ __forceinline__ void fence_proxy_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/* Puts what copies did to global memory, and were waited for, before what the thread does next. */
+__device__ __forceinline__ void fence_proxy_async_global() {
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
 __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
@@ -64,6 +69,21 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, int parity) {
 /* Waits until so many threads of the block have arrived at it, this one among them; whole warps. */
 __device__ __forceinline__ void barrier_sync(int number, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+/* The same; says whether the condition holds in any of them. */
+__device__ __forceinline__ bool barrier_or(int number, int threads, bool condition) {
+    uint32_t any;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "setp.ne.u32 p, %3, 0;\n"
+                 "barrier.cta.red.or.pred p, %1, %2, p;\n"
+                 "selp.u32 %0, 1, 0, p;\n"
+                 "}"
+                 : "=r"(any)
+                 : "r"(number), "r"(threads), "r"(uint32_t(condition))
+                 : "memory");
+    return any;
 }
 
 /* Registers of each thread, from now on; for all warps of a warpgroup. */

@@ -30,6 +30,13 @@ __device__ __forceinline__ float load_shared(uint32_t source) {
     return value;
 }
 
+__device__ __forceinline__ void load_shared_4(float (&x)[4], uint32_t source) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+                 : "r"(source)
+                 : "memory");
+}
+
 /* 16 bytes past L1; zeros where not wanted: source is then not read. */
 __device__ __forceinline__ void cp_async_16(uint32_t destination, const void *source, bool wanted) {
     int bytes = wanted ? 16 : 0;

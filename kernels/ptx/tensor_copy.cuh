@@ -27,8 +27,14 @@ __device__ __forceinline__ void load_bytes(uint32_t destination, const void *fro
                  : "memory");
 }
 
-/* Adds floats in shared memory to ones in global memory; so many bytes, a multiple of 16 at one. Belongs to this thread's group of
- * such additions. */
+/* Copies floats in shared memory to global memory; so many bytes, a multiple of 16 at one. Belongs to this thread's group, as
+ * additions do. */
+__device__ __forceinline__ void store_floats(float *to, uint32_t from, int bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
+}
+
+/* Adds floats in shared memory to ones in global memory; so many bytes, a multiple of 16 at one. Belongs to this thread's group
+ * of such additions. */
 __device__ __forceinline__ void add_floats(float *to, uint32_t from, int bytes) {
     asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes)
                  : "memory");

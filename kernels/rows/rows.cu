@@ -45,8 +45,9 @@ __device__ __forceinline__ void use_lse(const cuflash_attention_args &args, int 
     args.row_offset[at] = empty ? CUDART_INF_F : args.row_log[at];
 }
 
-/* Before it, of every query row: the sum of o * d_o, the log-sum-exp in the main kernel's terms, and a cleared accumulator of
- * dq. A block takes some rows of one head; a row is read by as many lanes as it has pieces of 16 bytes. */
+/* Before it, of every query row: the sum of o * d_o, the log-sum-exp in the main kernel's terms, a cleared accumulator of dq
+ * where it wants one, and of every tile of rows a cleared turn. A block takes some rows of one head; a row is read by as many
+ * lanes as it has pieces of 16 bytes. */
 template <typename T> __device__ __forceinline__ void begin(const cuflash_attention_args &args) {
     if (blockIdx.x == 0 && threadIdx.x == 0) *args.ticket = 0;
     constexpr int EACH = 16 / sizeof(T);
@@ -74,7 +75,10 @@ template <typename T> __device__ __forceinline__ void begin(const cuflash_attent
             use_lse(args, batch, head, row, at);
         }
     }
-    if (!args.dq_sum) return;
+    if (args.turn)
+        for (int tile = first / args.block_m + threadIdx.x; tile * args.block_m < end; tile += CUFLASH_ROWS_THREADS)
+            args.turn[pair * (args.rows / args.block_m) + tile] = 0;
+    if (!args.dq_sum || args.stored) return;
     float4 *sum = reinterpret_cast<float4 *>(args.dq_sum + (pair * args.rows + first) * args.dim_padded);
     int count = (end - first) * (args.dim_padded / 4);
     for (int i = threadIdx.x; i < count; i += CUFLASH_ROWS_THREADS) sum[i] = make_float4(0, 0, 0, 0);

@@ -357,13 +357,6 @@ EXPORT CUresult cuMemcpyPeerAsync(CUdeviceptr destination, CUcontext destination
     return cuMemcpyAsync(destination, source, bytes, stream);
 }
 
-EXPORT CUresult cuMemsetD8Async(CUdeviceptr destination, unsigned char value, size_t count, cudaStream_t stream) {
-    INSIDE;
-    (void)stream;
-    memset((void *)(size_t)destination, value, count);
-    return CUDA_SUCCESS;
-}
-
 /* As the driver does, this fails for memory that CUDA has never heard of. */
 EXPORT CUresult cuPointerGetAttribute(void *value, int attribute, CUdeviceptr pointer) {
     pthread_mutex_lock(&mutex);

@@ -49,15 +49,30 @@ static void run(cuflash_dtype dtype, int64_t dim, const sizes *s, bool causal, b
     cuflash_tensor_release(&lse);
 }
 
+/* Forwards on Hopper have rows of their own for many keys; others need not be watched again. */
+static bool is_hopper(cuflash_dtype dtype, int64_t dim) {
+    char text[4096];
+    cuflash_tensor t = make(dtype, 1, 1, dim, false);
+    cuflash_attention a = {.struct_size = sizeof a, .q = &t, .k = &t, .v = &t};
+    REQUIRE_OK(cuflash_attention_plan(&a, CUFLASH_FORWARD, text, sizeof text));
+    cuflash_tensor_release(&t);
+    return strstr(text, "cuflash_hopper_forward") != NULL;
+}
+
 int main(void) {
     if (cuflash_device_check(0) != CUFLASH_SUCCESS) return printf("skipped: %s\n", cuflash_last_error()), CHECK_SKIPPED;
-    static const sizes shapes[] = {{1, 1, 1, 1}, {65, 97, 2, 1}, {210, 70, 1, 1}, {64, 256, 2, 2}};
+    static const sizes shapes[] = {{1, 1, 1, 1},    {65, 97, 2, 1},   {210, 70, 1, 1},
+                                   {64, 256, 2, 2}, {70, 1100, 1, 1}, {70, 2100, 1, 1}};
     static const int dims[] = {32, 59, 64, 96, 128, 192, 256};
     int cases = 0;
     for (int dtype = CUFLASH_FLOAT32; dtype <= CUFLASH_BFLOAT16; dtype++)
         for (int d = 0; d < COUNT_OF(dims); d++)
-            for (int i = 0; i < COUNT_OF(shapes); i++, cases++)
-                run((cuflash_dtype)dtype, dims[d], &shapes[i], (i + d) % 2 == 0, i % 2 == 0);
+            for (int i = 0; i < COUNT_OF(shapes); i++) {
+                bool causal = (i + d) % 2 == 0;
+                if (shapes[i].seq_k > 1000 && !is_hopper((cuflash_dtype)dtype, dims[d])) continue;
+                run((cuflash_dtype)dtype, dims[d], &shapes[i], causal, i % 2 == 0);
+                cases++;
+            }
     check_in("%s", "");
     printf("sanitize: %d cases\n", cases);
     return check_result();

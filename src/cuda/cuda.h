@@ -61,7 +61,6 @@ void cuflash_cuda_free(void *memory, cudaStream_t stream);
 cuflash_status cuflash_cuda_copy(const char *fn, void *dst, int dst_device, const void *src, int src_device, size_t bytes,
                                  cudaStream_t stream);
 
-cuflash_status cuflash_cuda_zero(const char *fn, void *dst, size_t bytes, cudaStream_t stream);
 cuflash_status cuflash_cuda_wait(const char *fn, cudaStream_t stream);
 
 /* An entry point of a fatbin, loaded at the first call. smem_bytes is the most dynamic shared memory it is launched with. */

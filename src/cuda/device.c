@@ -169,11 +169,6 @@ cuflash_status cuflash_cuda_copy(const char *fn, void *dst, int dst_device, cons
     return cuflash_cuda_wait(fn, stream);
 }
 
-cuflash_status cuflash_cuda_zero(const char *fn, void *dst, size_t bytes, cudaStream_t stream) {
-    CUDA_TRY(fn, "clearing memory", cuda->cuMemsetD8Async((CUdeviceptr)(uintptr_t)dst, 0, bytes, stream));
-    return CUFLASH_SUCCESS;
-}
-
 cuflash_status cuflash_cuda_wait(const char *fn, cudaStream_t stream) {
     CUDA_TRY(fn, "waiting for the device", cuda->cuStreamSynchronize(stream));
     return CUFLASH_SUCCESS;

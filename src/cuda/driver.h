@@ -76,7 +76,6 @@ typedef struct {
     X(cuMemcpyAsync, (CUdeviceptr destination, CUdeviceptr source, size_t bytes, cudaStream_t stream))                         \
     X(cuMemcpyPeerAsync, (CUdeviceptr destination, CUcontext destination_context, CUdeviceptr source,                          \
                           CUcontext source_context, size_t bytes, cudaStream_t stream))                                        \
-    X(cuMemsetD8Async, (CUdeviceptr destination, unsigned char value, size_t count, cudaStream_t stream))                      \
     X(cuPointerGetAttribute, (void *value, int attribute, CUdeviceptr pointer))                                                \
     X(cuStreamCreate, (cudaStream_t * stream, unsigned flags))                                                                 \
     X(cuStreamDestroy_v2, (cudaStream_t stream))                                                                               \

@@ -27,11 +27,12 @@ struct cuflash_cuda_family {
     int finish_threads; /* of the kernel after a backward; 0: as many as that has */
 };
 
-#define HOPPER_ROW(...) {__VA_ARGS__},
+#define HOPPER_FORWARD_ROW(...) {__VA_ARGS__, 1},
+#define HOPPER_BACKWARD_ROW(...) {__VA_ARGS__},
 #define ROW(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                        \
-    {dim, block_m, block_n, stages, threads, blocks, smem_bytes, 0},
-static const cuflash_kernel_row hopper_forward[] = {CUFLASH_HOPPER_FORWARD(HOPPER_ROW){0}};
-static const cuflash_kernel_row hopper_backward[] = {CUFLASH_HOPPER_BACKWARD(ROW){0}};
+    {dim, block_m, block_n, stages, threads, blocks, smem_bytes, CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1},
+static const cuflash_kernel_row hopper_forward[] = {CUFLASH_HOPPER_FORWARD(HOPPER_FORWARD_ROW){0}};
+static const cuflash_kernel_row hopper_backward[] = {CUFLASH_HOPPER_BACKWARD(HOPPER_BACKWARD_ROW){0}};
 static const cuflash_kernel_row mma_forward[] = {CUFLASH_MMA_FORWARD(ROW){0}};
 static const cuflash_kernel_row mma_backward[] = {CUFLASH_MMA_BACKWARD(ROW){0}};
 static const cuflash_kernel_row tf32_forward[] = {CUFLASH_TF32_FORWARD(ROW){0}};
@@ -40,7 +41,8 @@ static const cuflash_kernel_row fma_backward[] = {CUFLASH_FMA_BACKWARD(ROW){0}};
 static const cuflash_kernel_row fma_half_forward[] = {CUFLASH_FMA_HALF_FORWARD(ROW){0}};
 static const cuflash_kernel_row fma_half_backward[] = {CUFLASH_FMA_HALF_BACKWARD(ROW){0}};
 #undef ROW
-#undef HOPPER_ROW
+#undef HOPPER_FORWARD_ROW
+#undef HOPPER_BACKWARD_ROW
 
 /* By preference. */
 static const cuflash_cuda_family families[] = {
@@ -152,7 +154,7 @@ static const cuflash_kernel_row *find_row(const cuflash_kernel_row *rows, const 
     int64_t dim = larger_dim(p);
     for (; rows->dim; rows++) {
         if (rows->smem_bytes > device->shared_bytes) continue;
-        if (rows->queries && !(p->causal && p->seq_q <= rows->queries)) continue;
+        if (p->seq_k > (p->causal ? rows->keys_causal : rows->keys)) continue;
         if (rows->dim >= dim) return rows;
         if (rows->dim > *largest) *largest = rows->dim;
     }
@@ -225,6 +227,11 @@ typedef struct {
     size_t row_max, row_log, row_offset, row_delta, dq_sum, dk_parts, dv_parts, ticket, turn, bytes;
 } layout;
 
+/* Do a backward's blocks wait for each other where they add to dq? */
+static bool takes_turns(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    return p->dq.data && (p->deterministic || plan->family->maps);
+}
+
 static layout lay_out(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
     size_t rows = (size_t)(p->batch * p->heads * plan->rows), at = 0;
     size_t keys = (size_t)((plan->walks - plan->whole) * plan->parts * plan->row.block_n);
@@ -238,7 +245,7 @@ static layout lay_out(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
     PART(dk_parts, keys * (size_t)plan->row.dim * sizeof(float));
     PART(dv_parts, keys * (size_t)plan->row.dim * sizeof(float));
     PART(ticket, sizeof(int32_t));
-    PART(turn, p->deterministic ? rows / (size_t)plan->row.block_m * sizeof(int32_t) : 0);
+    PART(turn, takes_turns(plan, p) ? rows / (size_t)plan->row.block_m * sizeof(int32_t) : 0);
 #undef PART
     l.bytes = at;
     return l;
@@ -278,7 +285,8 @@ static int64_t parts_by_time(int64_t walks, int64_t steps, bool causal, int64_t 
 /* Which walks are dealt out to how many blocks. Of equal walks it is those that are left for the last wave of blocks. */
 static void deal_out(cuflash_cuda_plan *plan, const cuflash_problem *p) {
     const cuflash_kernel_row *row = &plan->row;
-    int64_t multiprocessors = cuflash_cuda_get_properties(p->device)->multiprocessors, each = row->blocks ? row->blocks : 1;
+    int64_t multiprocessors = cuflash_cuda_get_properties(p->device)->multiprocessors / row->cluster;
+    int64_t each = row->blocks ? row->blocks : 1;
     int64_t slots = multiprocessors * each, steps = plan->rows / row->block_m, group = p->heads / p->heads_kv;
     plan->walks = divide_up(p->seq_k, row->block_n) * p->heads_kv * p->batch;
     int64_t by_heads = parts_by_heads(plan->walks, group, p->causal ? divide_up(steps, 2) : steps, p->causal, slots);
@@ -292,7 +300,9 @@ static void deal_out(cuflash_cuda_plan *plan, const cuflash_problem *p) {
 
 /* Blocks of families that take tensors by maps stay, and go from tile to tile. */
 static int64_t blocks_for(const cuflash_cuda_plan *plan, const cuflash_cuda_properties *device) {
-    return plan->family->maps && plan->tiles > device->multiprocessors ? device->multiprocessors : plan->tiles;
+    const cuflash_kernel_row *row = &plan->row;
+    int64_t most = device->multiprocessors / row->cluster * (row->blocks ? row->blocks : 1);
+    return (plan->family->maps && plan->tiles > most ? most : plan->tiles) * row->cluster;
 }
 
 cuflash_status cuflash_cuda_plan_make(cuflash_cuda_plan *plan, const cuflash_problem *p, cuflash_pass pass,
@@ -316,6 +326,17 @@ cuflash_status cuflash_cuda_plan_make(cuflash_cuda_plan *plan, const cuflash_pro
     return CUFLASH_SUCCESS;
 }
 
+/* Blocks that take turns at dq wait for those of their unit that began before them, so these should begin a step or two
+ * earlier: the shorter walks are, the more units must be gone through at the same time for that. Causal walks are of all
+ * lengths, and in an order of their own already (common/order.cuh). Measured: docs/kernels/hopper-backward.md. */
+static int32_t units_together(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    if (!takes_turns(plan, p)) return 1;
+    if (p->causal) return p->deterministic ? 4096 / plan->row.dim : 1;
+    int64_t begin = cuflash_cuda_get_properties(p->device)->multiprocessors / plan->row.cluster; /* at the same time */
+    int64_t steps = plan->rows / plan->row.block_m, units = begin * (p->deterministic ? 2 : 1) / steps;
+    return units > 1 ? (int32_t)units : 1;
+}
+
 static const char *dtype_suffix(cuflash_dtype dtype) {
     return dtype == CUFLASH_FLOAT32 ? "f32" : dtype == CUFLASH_FLOAT16 ? "f16" : "bf16";
 }
@@ -333,9 +354,10 @@ void cuflash_cuda_plan_describe(const cuflash_cuda_plan *plan, const cuflash_pro
                                 size_t size) {
     const cuflash_cuda_properties *device = cuflash_cuda_get_properties(p->device);
     const cuflash_kernel_row *row = &plan->row;
-    char entry[ENTRY_TEXT], tiles[64] = "", parts[96] = "";
+    char entry[ENTRY_TEXT], clusters[32] = "", tiles[64] = "", parts[96] = "";
     int64_t dealt_out = plan->walks - plan->whole;
-    if (plan->blocks < plan->tiles)
+    if (row->cluster > 1) snprintf(clusters, sizeof clusters, ", in clusters of %d", row->cluster);
+    if (plan->blocks / row->cluster < plan->tiles)
         snprintf(tiles, sizeof tiles, ", for %lld tiles of %s",
                  (long long)(pass == CUFLASH_FORWARD ? plan->tiles : plan->walks),
                  pass == CUFLASH_FORWARD ? "queries" : "keys");
@@ -353,11 +375,11 @@ void cuflash_cuda_plan_describe(const cuflash_cuda_plan *plan, const cuflash_pro
              "stages: %d\n"
              "threads: %d\n"
              "shared memory: %d bytes\n"
-             "grid: %lld blocks%s%s%s\n",
+             "grid: %lld blocks%s%s%s%s\n",
              p->device, device->name, device->major, device->minor, device->multiprocessors,
              entry_name(entry, plan->family, pass == CUFLASH_FORWARD ? "forward" : "backward", p->dtype, row),
              plan->family->what, row->block_m, row->block_n, row->dim, row->stages, row->threads, row->smem_bytes,
-             (long long)plan->blocks, tiles, parts,
+             (long long)plan->blocks, clusters, tiles, parts,
              pass == CUFLASH_FORWARD ? ""
              : p->deterministic      ? ", which add to dq in a fixed order"
                                      : ", which add to dq in any order");
@@ -441,15 +463,16 @@ static cuflash_status make_map(const call *c, cuflash_tensor_map *map, const cuf
     return result == CUDA_SUCCESS ? CUFLASH_SUCCESS : cuflash_cuda_fail(c->fn, "making a tensor map", result);
 }
 
-/* The arguments of a kernel that takes tensors by maps; q_rows: of Q, and of dO, in a box. */
+/* The arguments of a kernel that takes tensors by maps; q_rows: of Q, and of dO, in a box. Clusters share out keys. */
 static cuflash_status make_maps(call *c, int q_rows) {
     const cuflash_problem *p = c->p;
     const cuflash_kernel_row *row = &c->plan->row;
     c->maps.attention = c->args;
     CUFLASH_TRY(make_map(c, &c->maps.q, &p->q, p->heads, p->seq_q, p->head_dim, q_rows));
     if (p->d_o.data) CUFLASH_TRY(make_map(c, &c->maps.d_o, &p->d_o, p->heads, p->seq_q, p->head_dim_v, q_rows));
-    CUFLASH_TRY(make_map(c, &c->maps.k, &p->k, p->heads_kv, p->seq_k, p->head_dim, row->block_n));
-    return make_map(c, &c->maps.v, &p->v, p->heads_kv, p->seq_k, p->head_dim_v, row->block_n);
+    int keys = row->block_n / row->cluster;
+    CUFLASH_TRY(make_map(c, &c->maps.k, &p->k, p->heads_kv, p->seq_k, p->head_dim, keys));
+    return make_map(c, &c->maps.v, &p->v, p->heads_kv, p->seq_k, p->head_dim_v, keys);
 }
 
 static cuflash_status run_forward(call *c) {
@@ -472,6 +495,7 @@ static cuflash_status run_backward(call *c, char *workspace) {
     c->args.dim_padded = row->dim;
     c->args.parts = (int32_t)plan->parts;
     c->args.whole = (int32_t)plan->whole;
+    c->args.block_m = row->block_m;
     c->args.block_n = row->block_n;
     c->args.walks = (int32_t)plan->tiles;
     c->args.ticket = (int32_t *)(workspace + l.ticket);
@@ -482,11 +506,10 @@ static cuflash_status run_backward(call *c, char *workspace) {
     if (p->dq.data) c->args.dq_sum = (float *)(workspace + l.dq_sum);
     c->args.dk_parts = (float *)(workspace + l.dk_parts);
     c->args.dv_parts = (float *)(workspace + l.dv_parts);
-    if (p->dq.data && p->deterministic) {
-        c->args.turn = (int32_t *)(workspace + l.turn);
-        CUFLASH_TRY(cuflash_cuda_zero(c->fn, c->args.turn, l.bytes - l.turn, p->stream));
-    }
-
+    if (takes_turns(plan, p)) c->args.turn = (int32_t *)(workspace + l.turn);
+    c->args.ordered = p->deterministic;
+    c->args.together = units_together(plan, p);
+    c->args.stored = family->maps;
     if (family->maps) CUFLASH_TRY(make_maps(c, row->block_m));
 
     snprintf(entry, sizeof entry, "cuflash_rows_begin_%s", dtype_suffix(p->dtype));

@@ -1,0 +1,238 @@
+/* Attention backward on Hopper for head dimensions up to 128, after Shah et al., "FlashAttention-3" (2024): a block keeps 128
+ * keys, 64 to a warpgroup, and walks the queries that see it; then it takes the next walk. dq is made a step later: the
+ * warpgroups then need not wait for each other. docs/kernels/hopper-backward.md tells why the steps are in this order. */
+#ifndef CUFLASH_HOPPER_NARROW_CUH
+#define CUFLASH_HOPPER_NARROW_CUH
+
+#include "hopper/gradients.cuh"
+
+namespace cuflash {
+
+template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES>
+struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, T, DIM, BLOCK_M, BLOCK_N, BLOCK_N> {
+    using Base = Gradients<NarrowBackward, T, DIM, BLOCK_M, BLOCK_N, BLOCK_N>;
+    using Base::args, Base::maps, Base::walk, Base::dq_tile, Base::walk_at;
+    using Base::WARPS, Base::WARPGROUPS, Base::K_BYTES, Base::Q_BYTES, Base::K_PANEL, Base::Q_PANEL, Base::ROW_BYTES;
+    static_assert(BLOCK_N == 64 * WARPGROUPS, "64 keys to a warpgroup");
+    static constexpr int S_BYTES = WARPGROUPS * Q_PANEL;
+    /* dq of a tile is shared out to the warpgroups by columns, or where there are 64 queries for each, by rows. */
+    static constexpr bool BY_ROWS = BLOCK_M == 64 * WARPGROUPS;
+    static_assert(DIM == (BY_ROWS ? 64 : 128), "64 columns of dq to a warp");
+    using Steps = Ring<STAGES>;
+
+    uint32_t k_tile, v_tile, q_tiles, do_tiles, s_tiles, row_tiles, barriers;
+
+    __device__ __forceinline__ NarrowBackward(const cuflash_hopper_args &a, uint32_t shared)
+        : Base(a), k_tile((shared + 1023) / 1024 * 1024), v_tile(k_tile + K_BYTES), q_tiles(v_tile + K_BYTES),
+          do_tiles(q_tiles + STAGES * Q_BYTES), s_tiles(do_tiles + STAGES * Q_BYTES) {
+        dq_tile = s_tiles + 2 * S_BYTES;
+        row_tiles = dq_tile + WARPGROUPS * Base::DQ_BYTES;
+        barriers = row_tiles + STAGES * 2 * ROW_BYTES;
+        walk_at = barriers + 128;
+    }
+
+    /* Full: it is there. Empty: nobody reads it any more. Of K, V and what the walk is; of the step's tiles of Q and dO; and of
+     * its dS; and of dq. */
+    __device__ __forceinline__ uint32_t walk_full() const {
+        return barriers;
+    }
+    __device__ __forceinline__ uint32_t walk_empty() const {
+        return barriers + 8;
+    }
+    __device__ __forceinline__ uint32_t full(int stage) const {
+        return barriers + 16 + stage * 8;
+    }
+    __device__ __forceinline__ uint32_t empty(int stage) const {
+        return barriers + 16 + (STAGES + stage) * 8;
+    }
+    __device__ __forceinline__ uint32_t s_full(int stage) const {
+        return barriers + 16 + (2 * STAGES + stage) * 8;
+    }
+    __device__ __forceinline__ uint32_t s_empty(int stage) const {
+        return barriers + 16 + (2 * STAGES + 2 + stage) * 8;
+    }
+
+    __device__ __forceinline__ uint32_t dq_full(int warpgroup) const {
+        return barriers + 16 + (2 * STAGES + 4 + warpgroup) * 8;
+    }
+    __device__ __forceinline__ uint32_t dq_empty(int warpgroup) const {
+        return barriers + 16 + (2 * STAGES + 6 + warpgroup) * 8;
+    }
+
+    __device__ __forceinline__ void make_barriers() {
+        ptx::mbarrier_init(walk_full(), 1), ptx::mbarrier_init(walk_empty(), WARPS + WARPGROUPS);
+        for (int i = 0; i < STAGES; i++) ptx::mbarrier_init(full(i), 1), ptx::mbarrier_init(empty(i), 32 * WARPS);
+        for (int i = 0; i < 2; i++) ptx::mbarrier_init(s_full(i), WARPS), ptx::mbarrier_init(s_empty(i), WARPS);
+        for (int i = 0; i < WARPGROUPS; i++) ptx::mbarrier_init(dq_full(i), 4), ptx::mbarrier_init(dq_empty(i), 1);
+        ptx::fence_mbarrier_init();
+    }
+
+    __device__ __forceinline__ int take_walk(const Ring<1> &) {
+        return atomicAdd(args.ticket, 1);
+    }
+
+    __device__ __forceinline__ void copy_step(const Walk &w, const Steps &ring, int head, int tile) {
+        uint32_t there = full(ring.stage()), rows = row_tiles + ring.stage() * 2 * ROW_BYTES;
+        ptx::mbarrier_wait(empty(ring.stage()), ring.parity() ^ 1);
+        ptx::mbarrier_arrive_expect(there, 2 * Q_BYTES + 2 * ROW_BYTES);
+        Base::copy_tile(q_tiles + ring.stage() * Q_BYTES, maps.q, there, Q_PANEL, tile * BLOCK_M, head, w.batch);
+        int64_t row = row_number(args, w.batch, head, tile * BLOCK_M);
+        ptx::load_bytes(rows, args.row_offset + row, ROW_BYTES, there);
+        ptx::load_bytes(rows + ROW_BYTES, args.row_delta + row, ROW_BYTES, there);
+        Base::copy_tile(do_tiles + ring.stage() * Q_BYTES, maps.d_o, there, Q_PANEL, tile * BLOCK_M, head, w.batch);
+    }
+
+    __device__ __forceinline__ void copy_keys(const Walk &w) {
+        int head_kv = head_kv_of(args, w.unit);
+        ptx::mbarrier_arrive_expect(walk_full(), 2 * K_BYTES);
+        Base::copy_tile(k_tile, maps.k, walk_full(), K_PANEL, w.first_key, head_kv, w.batch);
+        Base::copy_tile(v_tile, maps.v, walk_full(), K_PANEL, w.first_key, head_kv, w.batch);
+    }
+
+    /* V dO^T is added to this: dS = P (V dO^T - delta). */
+    __device__ __forceinline__ void begin_with_delta(float (&ds)[BLOCK_M / 2], uint32_t deltas) {
+#pragma unroll
+        for (int n = 0; n < BLOCK_M / 8; n++) {
+            float2 delta = Base::of_queries(deltas, n);
+#pragma unroll
+            for (int e = 0; e < 4; e++) ds[n * 4 + e] = -(e % 2 ? delta.y : delta.x);
+        }
+        ptx::wgmma_hold(ds);
+    }
+
+    /* The warpgroup's share of dq of a tile: dS^T K, under way */
+    __device__ __forceinline__ void multiply_queries(float (&c)[32], uint32_t s_tile, int warpgroup) {
+        ptx::wgmma_fence();
+        int column = BY_ROWS ? 0 : warpgroup;
+        uint64_t ds = ptx::rows_descriptor(s_tile + (BY_ROWS ? warpgroup * 64 * 128 : 0));
+        uint64_t keys = ptx::columns_descriptor(k_tile + column * K_PANEL, K_PANEL);
+#pragma unroll
+        for (int k = 0; k < BLOCK_N / 16; k++) {
+            uint64_t a = ptx::advance(ds, k / 4 * Q_PANEL + k % 4 * 32), b = ptx::advance(keys, k * 2048);
+            Base::Queries::multiply(c, a, b, k > 0);
+        }
+        ptx::wgmma_commit();
+    }
+
+    /* The steps of a walk, one after the other: dk and dv of the warpgroup's keys, and dq on its way. */
+    __device__ __forceinline__ void multiply_walk(float (&dk)[DIM / 2], float (&dv)[DIM / 2], Steps &ring, int warpgroup) {
+        float p[BLOCK_M / 2], ds[BLOCK_M / 2], dq[32]; /* p: scores, then probabilities */
+        uint32_t k_rows = k_tile + warpgroup * 64 * 128, v_rows = v_tile + warpgroup * 64 * 128;
+        int head = walk.head, tile = walk.tile, first_key = walk.first_key + warpgroup * 64;
+        ptx::mbarrier_wait(full(ring.stage()), ring.parity());
+        ptx::wgmma_hold(dk);
+        ptx::wgmma_hold(dv);
+        Base::template multiply_rows<false>(p, k_rows, q_tiles + ring.stage() * Q_BYTES);
+        /* What a step waits for at its top it began a step before: its scores, and dq of two steps before. */
+        for (int step = 0; step < walk.steps; step++, ring.count++) {
+            uint32_t x[BLOCK_M / 16][4], y[BLOCK_M / 16][4];
+            uint32_t rows = row_tiles + ring.stage() * 2 * ROW_BYTES, do_tile = do_tiles + ring.stage() * Q_BYTES;
+            Ring<2> s_ring = {ring.count}, s_before = {ring.count - 1};
+            Steps next = {ring.count + 1}, last = {ring.count - 1};
+            bool masked = tile < walk.unmasked;
+            ptx::wgmma_wait<0>();
+            ptx::wgmma_hold(p);
+            ptx::wgmma_hold(dq);
+            ptx::wgmma_hold(dk);
+            if (step > 0) arrive_all(empty(last.stage()));
+            if (step > 1) {
+                arrive(s_empty(s_ring.stage()));
+                Base::put_queries(dq, 0, warpgroup, ring.count - 2);
+            }
+            begin_with_delta(ds, rows + ROW_BYTES);
+            Base::template multiply_rows<true>(ds, v_rows, do_tile);
+            Base::exponentiate(p, rows);
+            if (masked) Base::mask(p, first_key, tile);
+            Base::pack_left(x, p);
+            ptx::wgmma_wait<0>();
+            ptx::wgmma_hold(ds);
+#pragma unroll
+            for (int i = 0; i < BLOCK_M / 2; i++) ds[i] *= p[i];
+            if (masked) Base::mask(ds, first_key, tile);
+            Base::add_keys(dv, x, do_tile);
+            Base::pack_left(y, ds);
+            ptx::mbarrier_wait(s_empty(s_ring.stage()), s_ring.parity() ^ 1);
+            Base::put(s_tiles + s_ring.stage() * S_BYTES + warpgroup * Q_PANEL, y);
+            ptx::wgmma_wait<0>();
+            ptx::wgmma_hold(dv);
+            Base::add_keys(dk, y, q_tiles + ring.stage() * Q_BYTES);
+            ptx::fence_proxy_async();
+            __syncwarp();
+            arrive(s_full(s_ring.stage()));
+            if (step > 1) arrive(dq_full(warpgroup));
+            if (step > 0) ptx::mbarrier_wait(s_full(s_before.stage()), s_before.parity());
+            multiply_queries(dq, s_tiles + s_before.stage() * S_BYTES, warpgroup); /* the first time of what lies there */
+            if (step + 1 < walk.steps) ptx::mbarrier_wait(full(next.stage()), next.parity());
+            Base::template multiply_rows<false>(p, k_rows, q_tiles + next.stage() * Q_BYTES); /* the last time too */
+            Base::next_tile(walk, head, tile);
+        }
+        Ring<2> s_last = {ring.count - 1}, s_before = {ring.count - 2};
+        Steps last = {ring.count - 1};
+        ptx::wgmma_wait<0>();
+        ptx::wgmma_hold(p);
+        ptx::wgmma_hold(dq);
+        ptx::wgmma_hold(dk);
+        arrive_all(empty(last.stage()));
+        auto add = [&](unsigned count) {
+            Base::put_queries(dq, 0, warpgroup, count);
+            ptx::fence_proxy_async();
+            __syncwarp();
+            arrive(dq_full(warpgroup));
+        };
+        if (walk.steps > 1) {
+            arrive(s_empty(s_before.stage()));
+            add(ring.count - 2);
+        }
+        ptx::mbarrier_wait(s_full(s_last.stage()), s_last.parity());
+        multiply_queries(dq, s_tiles + s_last.stage() * S_BYTES, warpgroup);
+        ptx::wgmma_wait<0>();
+        ptx::wgmma_hold(dq);
+        arrive(s_empty(s_last.stage()));
+        add(ring.count - 1);
+    }
+
+    __device__ __forceinline__ void multiply(int warpgroup) {
+        Steps ring;
+        for (Ring<1> walks;; walks.count++) {
+            ptx::mbarrier_wait(walk_full(), walks.parity());
+            Base::read_walk(walks.count);
+            if (walk.steps < 0) break; /* so the compiler knows that below they are not */
+            float dk[DIM / 2] = {}, dv[DIM / 2] = {};
+            if (walk.steps > 0) multiply_walk(dk, dv, ring, warpgroup);
+            arrive(walk_empty());
+            store_walk(dk, dv, walk.first_key + warpgroup * 64);
+        }
+    }
+
+    __device__ __forceinline__ void store_walk(float (&dk)[DIM / 2], float (&dv)[DIM / 2], int first_key) {
+        if (walk.partial) {
+            Base::store_part(dv, first_key, args.dv ? args.dv_parts : nullptr);
+            Base::store_part(dk, first_key, args.dk ? args.dk_parts : nullptr);
+            return;
+        }
+        bool spoilt = Base::store(dv, first_key, 1, args.dv, args.dv_stride, args.head_dim_v);
+        spoilt |= Base::store(dk, first_key, args.scale, args.dk, args.dk_stride, args.head_dim);
+        if (!args.causal || !__any_sync(0xffffffff, spoilt)) return;
+        __syncwarp();
+        Base::repair(first_key + warp_row(), 16, 0, 1);
+    }
+
+    __device__ __forceinline__ void run() {
+        int warpgroup = ptx::uniform(threadIdx.x / 128);
+        if (threadIdx.x == 0) make_barriers(), Base::prefetch_maps();
+        __syncthreads();
+        if (warpgroup == 0) {
+            ptx::give_registers<24>();
+            if (threadIdx.x == 0) Base::template copy<Steps>();
+            if (threadIdx.x == 32) Base::add_queries(0, 0);
+            if (threadIdx.x == 64) Base::add_queries(1, 1);
+        } else {
+            ptx::take_registers<240>();
+            multiply(warpgroup - 1);
+        }
+    }
+};
+
+} // namespace cuflash
+
+#endif

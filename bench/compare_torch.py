@@ -371,14 +371,11 @@ def compare(r, cuflash, builds, clock, options, device, seconds):
     ours = Ours(cuflash, inputs, r, options.deterministic)
     backward = "backward" in options.passes
     ordered = Ours(cuflash, inputs, r, True) if backward and device == "cuda" and not options.deterministic else None
-    ours.run("forward")
-    if backward:
-        ours.run("backward")
-    theirs = {}
-    for build in builds:
-        theirs[build.name] = other = Ours(build, inputs, r, options.deterministic)
-        for which in ("forward", "backward") if backward else ("forward",):
-            other.run(which)
+    theirs = {build.name: Ours(build, inputs, r, options.deterministic) for build in builds}
+    for build in (ours, *theirs.values()):
+        build.run("forward")
+        if backward:
+            build.run("backward")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in options.peers:
@@ -529,6 +526,10 @@ def main():
     here = os.path.dirname(os.path.abspath(__file__))
     usual = os.environ.get("CUFLASH_LIB") or os.path.normpath(os.path.join(here, "..", "build", "release", "libcuflash.so"))
     cuflash, *builds = [Cuflash(path) for path in options.library or [usual]]
+    names = ["cuflash", ORDERED, *PEERS, *(build.name for build in builds)]
+    for name in names:
+        if names.count(name) > 1:
+            parser.error(f"--library: two contenders would be called '{name}', the first 8 letters of a file or its folder")
     head = {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "torch": torch.__version__,
             "cuflash": cuflash.lib.cuflash_version().decode(), "seed": options.seed, "layout": options.layout}
     if options.device == "cuda":

@@ -217,14 +217,17 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
         extern __shared__ __align__(128) float shared[];                                                                       \
         cuflash::Forward<output, type, dim, block_m, block_n, stages, threads>(args, shared).run();                            \
     }
-#define BOTH(...) KERNEL(forward, true, __VA_ARGS__) KERNEL(statistics, false, __VA_ARGS__)
 #ifdef CUFLASH_HALF
+#define BOTH(...) KERNEL(forward, true, __VA_ARGS__) KERNEL(statistics, false, __VA_ARGS__)
 #define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                    \
     BOTH(__half, f16, dim, block_m, block_n, stages, threads, blocks)                                                          \
     BOTH(__nv_bfloat16, bf16, dim, block_m, block_n, stages, threads, blocks)
 CUFLASH_FMA_HALF_FORWARD(KERNELS)
 #else
-#define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                    \
-    BOTH(float, f32, dim, block_m, block_n, stages, threads, blocks)
-CUFLASH_FMA_FORWARD(KERNELS)
+#define FORWARD(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                    \
+    KERNEL(forward, true, float, f32, dim, block_m, block_n, stages, threads, blocks)
+#define STATISTICS(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                 \
+    KERNEL(statistics, false, float, f32, dim, block_m, block_n, stages, threads, blocks)
+CUFLASH_FMA_FORWARD(FORWARD)
+CUFLASH_FMA_STATISTICS(STATISTICS)
 #endif

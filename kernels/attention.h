@@ -22,7 +22,7 @@ typedef struct {
     float *row_offset; /* row_max * scale_log2 + row_log, which is as good where the gradients are of 16 bits */
     float *row_delta;  /* the sum of o * d_o over a row; 0 past seq_q */
     float *dq_sum;     /* [batch * heads][rows][dim_padded]: dq before scaling, or NULL: not wanted */
-    int32_t *turn; /* [batch * heads][rows / block_m], zeroed: whose turn it is to add to dq_sum; NULL: anybody's at any time */
+    int32_t *turn; /* [batch * heads][rows / block_m], zeroed: additions to dq_sum that others waited for; NULL: nobody waits */
 
     cuflash_kernel_strides q_stride, k_stride, v_stride, o_stride, lse_stride, d_o_stride, dq_stride, dk_stride, dv_stride;
 
@@ -44,13 +44,18 @@ typedef struct {
     int32_t parts, whole, block_m, block_n;
     float *dk_parts, *dv_parts;
     int32_t walks;    /* parts counted */
-    int32_t together; /* units, heads of a batch element, that are gone through at the same time, at least */
+    int32_t together; /* units, heads of a batch element, that are gone through at the same time */
     int32_t ordered;  /* deterministic: additions to dq_sum come in the order of keys */
     int32_t stored;   /* dq_sum is not cleared: what the first tile of keys adds is stored, and others come after it */
-    int32_t *ticket;  /* the number of the next one, for families whose blocks stay, and go from walk to walk */
+    int32_t finishes; /* dq is made of its sum by the blocks themselves; where there is more to do, `turn` of a tile says so */
+    int32_t *ticket;  /* families whose blocks stay: the numbers of the next walk, and of the next tile of dq to finish */
 } cuflash_attention_args;
 
 enum { CUFLASH_ANY_KEYS = 0x7fffffff };
+
+/* Causal blocks are of unequal length, and the long ones should not start last; more units than that would read more at a time
+ * than stays in the L2 cache. */
+enum { CUFLASH_UNITS_TOGETHER = 16 };
 
 /* A row of a family's table: what a kernel is made for and what it is launched with. */
 typedef struct {

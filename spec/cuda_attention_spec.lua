@@ -28,7 +28,7 @@ describe("attention on a CUDA device, while another stream keeps the memory busy
   local BUSY = 2 ^ 27 -- float32 numbers that are copied beside each repeat
 
   -- Grouped heads and partial tiles in both directions; several blocks add to each tile of dq.
-  local shape = { name = "repeats", batch = 2, heads = 16, heads_kv = 4, seq_q = 300, seq_k = 500, causal = true }
+  local shape = { name = "repeats", batch = 2, heads = 16, heads_kv = 4, seq_q = 300, seq_k = 520, causal = true }
   local BYTES = { float32 = 4, bfloat16 = 2 }
 
   -- Results on the host that are always the same: their bytes, to compare the next ones with.
@@ -166,6 +166,8 @@ describe("a backward whose blocks may go from tile to tile #gpu", function()
     { name = "several tiles to a block, causal", heads = 2 * multiprocessors, seq_q = 130, seq_k = 129, causal = true },
     { name = "heads of a group", batch = 2, heads = 12, heads_kv = 3, seq_q = 300, seq_k = 300, causal = true },
     { name = "several blocks to a tile", heads = 1, seq_q = 1100, seq_k = 1100, causal = true },
+    { name = "keys enough to make dq in the same blocks", heads = 4, heads_kv = 2, seq_q = 300, seq_k = 1100 },
+    { name = "keys enough for that, causal", batch = 2, heads = 3, seq_q = 700, seq_k = 1100, causal = true },
     { name = "one query", heads = 5, seq_q = 1, seq_k = 20 },
     { name = "queries that see nothing", heads = 3, seq_q = 400, seq_k = 150, causal = true },
   }

@@ -6,21 +6,17 @@
 
 namespace cuflash {
 
-constexpr int SECTION = 16; /* units */
-
 struct Order {
     int unit, tile;
 };
 
-/* Which of the tiles of which unit is the number-th block's; a unit is a head, of a batch element. Blocks go through the tiles
- * of a unit, then of the next. Where tiles are of unequal length (causal), and tile 0 is the longest, they go through the
- * first tiles of several units, then through the next ones, as long blocks should not start last; of so many units, as more
- * would read more at a time than stays in the L2 cache; of `together` units at least. */
-__device__ __forceinline__ Order order_of_block(int number, int tiles, int units, bool unequal, int together = 1) {
-    int section = max(unequal ? SECTION : 1, together), first_unit = number / (tiles * section) * section;
+/* Which of the tiles of which unit is the number-th block's; a unit is a head, of a batch element. Blocks go through the first
+ * tiles of so many units together, then through their next ones; then through those of the next units. */
+__device__ __forceinline__ Order order_of_block(int number, int tiles, int units, int together) {
+    int first_unit = number / (tiles * together) * together;
     number -= first_unit * tiles;
-    section = min(section, units - first_unit);
-    return {first_unit + number % section, number / section};
+    together = min(together, units - first_unit);
+    return {first_unit + number % together, number / together};
 }
 
 /* The queries of a forward's block. */
@@ -30,7 +26,7 @@ struct QueryBlock {
 
 template <int BLOCK_M> __device__ __forceinline__ QueryBlock queries_of_block(const cuflash_attention_args &args) {
     int tiles = (args.seq_q + BLOCK_M - 1) / BLOCK_M;
-    Order order = order_of_block(blockIdx.x, tiles, args.batch * args.heads, args.causal);
+    Order order = order_of_block(blockIdx.x, tiles, args.batch * args.heads, args.causal ? CUFLASH_UNITS_TOGETHER : 1);
     int tile = args.causal ? tiles - 1 - order.tile : order.tile; /* causal: the last queries see the most keys */
     return {order.unit / args.heads, order.unit % args.heads, tile * BLOCK_M};
 }

@@ -24,17 +24,23 @@ __device__ __forceinline__ int head_kv_of(const cuflash_attention_args &args, in
     return unit / args.parts % args.heads_kv;
 }
 
+/* How many tiles of keys a tile of queries is in walks of. */
+template <int BLOCK_M, int BLOCK_N> __device__ __forceinline__ int tiles_of_keys(const cuflash_attention_args &args, int tile) {
+    int end = args.causal ? min((tile + 1) * BLOCK_M + args.seq_k - args.seq_q, args.seq_k) : args.seq_k;
+    return max(end + BLOCK_N - 1, 0) / BLOCK_N;
+}
+
 /* Where all walks are dealt out, the parts of a walk are units as heads are: what a unit reads stays in the L2 cache. Else the
  * last walks are, which are few; they are those of the last units. */
 __device__ __forceinline__ Order walk_order(const cuflash_attention_args &args, int tiles, int number) {
     int units = args.batch * args.heads_kv, together = args.together, part = 0;
-    if (args.whole == 0) return order_of_block(number, tiles, units * args.parts, args.causal, together);
+    if (args.whole == 0) return order_of_block(number, tiles, units * args.parts, together);
     if (args.whole < units * tiles && number >= args.whole - args.whole % (tiles * together)) together = 1;
     if (number >= args.whole) {
         part = (number - args.whole) % args.parts;
         number = args.whole + (number - args.whole) / args.parts;
     }
-    Order order = order_of_block(number, tiles, units, args.causal, together);
+    Order order = order_of_block(number, tiles, units, together);
     order.unit = order.unit * args.parts + part;
     return order;
 }

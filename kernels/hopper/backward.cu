@@ -1,4 +1,4 @@
-/* Attention backward on Hopper: the kernels of the launch table, and those that make dq of its sums. */
+/* Attention backward on Hopper: the kernels of the launch table, and those that end dq after them. */
 #include "hopper/narrow.cuh"
 #include "hopper/wide.cuh"
 
@@ -12,11 +12,11 @@ __device__ __forceinline__ void run_backward(const cuflash_hopper_args &args, ui
         NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>(args, shared).run();
 }
 
-/* dq of a tile of queries from its sum. */
-template <typename T, int DIM, int BLOCK_M> __device__ __forceinline__ void finish(const cuflash_attention_args &args) {
+/* dq of a tile of queries from its sum; says whether the thread's share has something that is not finite. */
+template <typename T, int DIM, int BLOCK_M>
+__device__ __forceinline__ bool make_dq(const cuflash_attention_args &args, int batch, int head, int tile) {
     constexpr int PIECES = BLOCK_M / 16 * DIM / 64, PARTS = DQ_PARTS_OF<DIM>, WARPS = CUFLASH_HOPPER_FINISH_THREADS / 32;
-    int tiles = args.rows / BLOCK_M, tile = blockIdx.x % tiles, pair = blockIdx.x / tiles, batch = pair / args.heads,
-        head = pair % args.heads, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     bool seen = tile >= first_query(args, 0) / BLOCK_M; /* or there are no keys for it, and no sum */
     float zero = 0;
 #pragma unroll
@@ -42,10 +42,31 @@ template <typename T, int DIM, int BLOCK_M> __device__ __forceinline__ void fini
             store_half<T, 64>(c, half, 1, dq, row < args.seq_q ? args.head_dim - column : 0);
         }
     }
-    if (!args.causal) return;
-    if (__syncthreads_or(zero != 0))
-        for (int row = tile * BLOCK_M + warp; row < min((tile + 1) * BLOCK_M, args.seq_q); row += WARPS)
-            repair_dq_row<T>(args, batch, head, row);
+    return zero != 0;
+}
+
+template <typename T, int BLOCK_M>
+__device__ __forceinline__ void repair_dq(const cuflash_attention_args &args, int batch, int head, int tile) {
+    int warp = threadIdx.x / 32, end = min((tile + 1) * BLOCK_M, args.seq_q);
+    for (int row = tile * BLOCK_M + warp; row < end; row += CUFLASH_HOPPER_FINISH_THREADS / 32)
+        repair_dq_row<T>(args, batch, head, row);
+}
+
+/* A block makes a tile; or where that is done, it repairs what of its tiles needs it. */
+template <typename T, int DIM, int BLOCK_M> __device__ __forceinline__ void finish(const cuflash_attention_args &args) {
+    constexpr int EACH = CUFLASH_HOPPER_FINISHED_TILES;
+    int tiles = args.rows / BLOCK_M, number = blockIdx.x, end = number + 1;
+    if (args.finishes) {
+        number *= EACH, end = min(number + EACH, args.batch * args.heads * tiles);
+        int own = number + threadIdx.x % EACH;
+        if (!__any_sync(0xffffffff, own < end && args.turn[own] == CUFLASH_HOPPER_SPOILT)) return;
+    }
+    for (; number < end; number++) {
+        int tile = number % tiles, pair = number / tiles, batch = pair / args.heads, head = pair % args.heads;
+        bool spoilt = args.finishes ? args.turn[number] == CUFLASH_HOPPER_SPOILT
+                                    : __syncthreads_or(make_dq<T, DIM, BLOCK_M>(args, batch, head, tile));
+        if (args.causal && spoilt) repair_dq<T, BLOCK_M>(args, batch, head, tile);
+    }
 }
 
 } // namespace cuflash

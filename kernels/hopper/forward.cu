@@ -562,7 +562,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
                          blocks>(args, ptx::shared_address(shared))                                                            \
             .run();                                                                                                            \
     }
-#define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes, keys, keys_causal)                                 \
+#define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes, keys, keys_causal, cluster)                        \
     KERNEL(__half, f16, dim, block_m, block_n, stages, threads, blocks)                                                        \
     KERNEL(__nv_bfloat16, bf16, dim, block_m, block_n, stages, threads, blocks)
 CUFLASH_HOPPER_FORWARD(KERNELS)

@@ -19,6 +19,7 @@
 #include "ptx/atomic.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/copy.cuh"
+#include "ptx/grid.cuh"
 #include "ptx/math.cuh"
 #include "ptx/matrix.cuh"
 #include "ptx/tensor_copy.cuh"
@@ -38,6 +39,7 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
     static constexpr int K_PANEL = KEYS * 128, Q_PANEL = BLOCK_M * 128; /* bytes; 64 keys' gradients are a panel as of Q */
     static constexpr int K_BYTES = PANELS * K_PANEL, Q_BYTES = PANELS * Q_PANEL;
     static constexpr int ROW_BYTES = BLOCK_M * 4;                                          /* of a number of each query */
+    static constexpr int SQUARES = BLOCK_M * DIM / DQ_SQUARE;                              /* of a tile */
     static constexpr int DQ_PARTS = DQ_PARTS_OF<DIM>, DQ_BYTES = DQ_SQUARE * 4 / DQ_PARTS; /* of a part of a square */
     using Scores = ptx::Wgmma<T, BLOCK_M, false>;
     using Keys = ptx::Wgmma<T, DIM, true>;
@@ -205,10 +207,10 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
 
     /* The thread that adds dq of a warpgroup to its sum, the square of this number. The first tile of keys stores it; others
      * wait until all squares of a tile are there, or where the order counts, until all tiles of keys before them have added
-     * theirs. A turn ends with a release. It begins with no acquire: this thread reads nothing of what others add, and its
-     * copy, which does not begin before the look at the turn has come back, is made in the L2 cache. */
+     * theirs. Turns are counted where somebody waits for them; a turn ends with a release. It begins with no acquire: this
+     * thread reads nothing of what others add, and its copy, which does not begin before the look at the turn has come back, is
+     * made in the L2 cache. */
     __device__ __forceinline__ void add_queries(int warpgroup, int square) {
-        constexpr int SQUARES = BLOCK_M * DIM / DQ_SQUARE;
         Ring<1> ring;
         for (Ring<1> walks;; walks.count++) {
             ptx::mbarrier_wait(own().walk_full(), walks.parity());
@@ -216,7 +218,7 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
             ptx::mbarrier_arrive(own().walk_empty());
             if (w.steps < 0) return;
             int mine = w.first_key / BLOCK_N, before = args.ordered ? mine : min(mine, 1); /* tiles of keys */
-            bool wanted = args.dq_sum && square < SQUARES, counts = wanted && (args.ordered || mine == 0);
+            bool wanted = args.dq_sum && square < SQUARES, counts = wanted && (args.finishes || args.ordered || mine == 0);
             /* Of a tile, among those of all heads. */
             auto number_of = [&]() { return (w.batch * args.heads + w.head) * (args.rows / BLOCK_M) + w.tile; };
             int number = number_of(), turn = wanted ? ptx::load_relaxed(args.turn + number) : 0;

@@ -19,14 +19,17 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
     static constexpr bool BY_ROWS = BLOCK_M == 64 * WARPGROUPS;
     static_assert(DIM == (BY_ROWS ? 64 : 128), "64 columns of dq to a warp");
     using Steps = Ring<STAGES>;
+    static constexpr int PIECE_ROWS = CUFLASH_HOPPER_DQ_ROWS, PIECE_BYTES = PIECE_ROWS * 64 * 4; /* of a sum: half a square */
 
-    uint32_t k_tile, v_tile, q_tiles, do_tiles, s_tiles, row_tiles, barriers;
+    uint32_t k_tile, v_tile, q_tiles, do_tiles, s_tiles, sum_pieces, dq_pieces, row_tiles, barriers;
 
     __device__ __forceinline__ NarrowBackward(const cuflash_hopper_args &a, uint32_t shared)
         : Base(a), k_tile((shared + 1023) / 1024 * 1024), v_tile(k_tile + K_BYTES), q_tiles(v_tile + K_BYTES),
           do_tiles(q_tiles + STAGES * Q_BYTES), s_tiles(do_tiles + STAGES * Q_BYTES) {
         dq_tile = s_tiles + 2 * S_BYTES;
-        row_tiles = dq_tile + WARPGROUPS * Base::DQ_BYTES;
+        sum_pieces = dq_tile + WARPGROUPS * Base::DQ_BYTES;
+        dq_pieces = sum_pieces + 2 * PIECE_BYTES;
+        row_tiles = dq_pieces + PIECE_BYTES;
         barriers = row_tiles + STAGES * 2 * ROW_BYTES;
         walk_at = barriers + 128;
     }
@@ -59,11 +62,17 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
         return barriers + 16 + (2 * STAGES + 6 + warpgroup) * 8;
     }
 
+    __device__ __forceinline__ uint32_t piece_full(int stage) const {
+        return barriers + 16 + (2 * STAGES + 8 + stage) * 8;
+    }
+
     __device__ __forceinline__ void make_barriers() {
+        static_assert(16 + (2 * STAGES + 10) * 8 <= 128, "room for barriers");
         ptx::mbarrier_init(walk_full(), 1), ptx::mbarrier_init(walk_empty(), WARPS + WARPGROUPS);
         for (int i = 0; i < STAGES; i++) ptx::mbarrier_init(full(i), 1), ptx::mbarrier_init(empty(i), 32 * WARPS);
         for (int i = 0; i < 2; i++) ptx::mbarrier_init(s_full(i), WARPS), ptx::mbarrier_init(s_empty(i), WARPS);
         for (int i = 0; i < WARPGROUPS; i++) ptx::mbarrier_init(dq_full(i), 4), ptx::mbarrier_init(dq_empty(i), 1);
+        for (int i = 0; i < 2; i++) ptx::mbarrier_init(piece_full(i), 1);
         ptx::fence_mbarrier_init();
     }
 
@@ -217,17 +226,83 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
         Base::repair(first_key + warp_row(), 16, 0, 1);
     }
 
+    /* ---- The warp that finishes dq --------------------------------------------------------------- */
+
+    /* Tile after tile, whichever is next for any block. Nobody waits for it. */
+    __device__ __forceinline__ void finish() {
+        int tiles = args.rows / BLOCK_M, heads = args.batch * args.heads;
+        auto take = [&]() { return lane() == 0 ? atomicAdd(args.ticket + 1, 1) : 0; };
+        for (int next = take();;) {
+            int number = __shfl_sync(0xffffffff, next, 0);
+            if (number >= heads * tiles) break;
+            next = take(); /* which is on its way for a while */
+            Order order = order_of_block(number, tiles, heads, args.together * args.group);
+            int turns = tiles_of_keys<BLOCK_M, BLOCK_N>(args, order.tile) * Base::SQUARES;
+            finish_tile(order.unit, order.tile, args.turn + order.unit * tiles + order.tile, turns);
+        }
+        ptx::add_wait_read();
+    }
+
+    /* dq of a tile, as soon as all tiles of keys have added to its sum, in pieces. There are two places for a piece's sums, and
+     * two for what is made of them. It shares a scheduler with two warps that multiply, so its instructions count. */
+    __device__ __forceinline__ void finish_tile(int unit, int tile, int32_t *turn, int turns) {
+        constexpr int PIECES = BLOCK_M * DIM * 4 / PIECE_BYTES;
+        static_assert(PIECES == 4, "each of two barriers goes round in a tile");
+        const float *sums = args.dq_sum + (static_cast<int64_t>(unit) * args.rows + tile * BLOCK_M) * DIM;
+        auto load = [&](int piece) {
+            uint32_t full = piece_full(piece % 2);
+            ptx::mbarrier_arrive_expect(full, PIECE_BYTES);
+            ptx::load_bytes(sum_pieces + piece % 2 * PIECE_BYTES, sums + piece * (PIECE_BYTES / 4), PIECE_BYTES, full);
+        };
+        int batch = unit / args.heads, head = unit % args.heads;
+        while (ptx::load_relaxed(turn) < turns) __nanosleep(200);
+        ptx::fence_proxy_async_global();
+        if (lane() == 0) load(0), load(1);
+        uint32_t zero = 0;
+#pragma unroll 1
+        for (int piece = 0; piece < PIECES; piece++) {
+            uint32_t from = sum_pieces + piece % 2 * PIECE_BYTES + lane() * 16;
+            uint32_t to = dq_pieces + piece % 2 * (PIECE_BYTES / 2) + lane() % 16 * 128 + lane() % 8 * 16;
+            ptx::mbarrier_wait(piece_full(piece % 2), piece / 2);
+#pragma unroll 1
+            for (int rows = 0; rows < PIECE_ROWS; rows += 16, to += 16 * 128)
+#pragma unroll
+                for (int chunk = 0; chunk < 8; chunk++, from += 512) { /* of 8 columns */
+                    float x[4];
+                    ptx::load_shared_4(x, from);
+                    uint32_t y[2] = {pack<T>(x[0] * args.scale, x[1] * args.scale),
+                                     pack<T>(x[2] * args.scale, x[3] * args.scale)};
+                    for (int half = 0; half < 2; half++) zero = ptx::fma_2<T>(y[half], 0, zero);
+                    ptx::stmatrix_x2(to ^ chunk * 16, y);
+                }
+            ptx::fence_proxy_async();
+            __syncwarp();
+            if (lane() == 0) {
+                int p = ptx::anew(piece); /* nothing that is made of it stays in registers from above */
+                int row = tile * BLOCK_M + (BY_ROWS ? p : p % 2) * PIECE_ROWS, column = BY_ROWS ? 0 : p / 2 * 64;
+                ptx::store_box(&maps.dq, dq_pieces + p % 2 * (PIECE_BYTES / 2), column, row, head, batch);
+                ptx::add_commit();
+                if (p + 2 < PIECES) load(p + 2);
+                ptx::add_wait_read_but_1(); /* the next piece's box */
+            }
+            __syncwarp();
+        }
+        if (args.causal && __any_sync(0xffffffff, zero % 0x8000 | zero / 0x10000 % 0x8000)) *turn = CUFLASH_HOPPER_SPOILT;
+    }
+
     __device__ __forceinline__ void run() {
         int warpgroup = ptx::uniform(threadIdx.x / 128);
         if (threadIdx.x == 0) make_barriers(), Base::prefetch_maps();
         __syncthreads();
         if (warpgroup == 0) {
-            ptx::give_registers<24>();
+            ptx::give_registers<DIM == 64 ? 40 : 24>();
+            ptx::wait_for_grid(); /* before anything is read that was written before */
             if (threadIdx.x == 0) Base::template copy<Steps>();
             if (threadIdx.x == 32) Base::add_queries(0, 0);
             if (threadIdx.x == 64) Base::add_queries(1, 1);
+            if (threadIdx.x / 32 == 3 && args.finishes) finish();
         } else {
-            ptx::take_registers<240>();
+            ptx::take_registers<DIM == 64 ? 232 : 240>();
             multiply(warpgroup - 1);
         }
     }

@@ -18,7 +18,7 @@ typedef struct {
 
 typedef struct {
     cuflash_attention_args attention;
-    CUFLASH_ALIGNED_MAP q, k, v, d_o; /* d_o for backward alone */
+    CUFLASH_ALIGNED_MAP q, k, v, d_o, dq; /* the last two for backward alone */
 } cuflash_hopper_args;
 
 enum { CUFLASH_HOPPER_BARRIER_BYTES = 320 };
@@ -32,22 +32,23 @@ enum { CUFLASH_HOPPER_BARRIER_BYTES = 320 };
 #define CUFLASH_HOPPER_FORWARD_SMEM(dim, block_m, block_n, stages)                                                             \
     CUFLASH_HOPPER_BYTES(dim, block_m, block_n, stages, CUFLASH_HOPPER_Q_STAGES(dim, block_m, block_n, stages))
 
-/* dim, block_m, block_n, stages, threads, blocks, smem_bytes, keys, keys_causal. Short problems waste less in smaller tiles. */
+/* dim, block_m, block_n, stages, threads, blocks, smem_bytes, keys, keys_causal, cluster. Short problems waste less in smaller
+ * tiles. */
 #define CUFLASH_HOPPER_FORWARD(X)                                                                                              \
-    X(64, 64, 64, 2, 256, 3, CUFLASH_HOPPER_FORWARD_SMEM(64, 64, 64, 2), 512, 1024)                                            \
-    X(64, 128, 128, 4, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(64, 128, 128, 4), 0, 2048)                                          \
-    X(64, 192, 128, 4, 512, 1, CUFLASH_HOPPER_FORWARD_SMEM(64, 192, 128, 4), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS)               \
-    X(96, 128, 128, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(96, 128, 128, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS)               \
-    X(128, 128, 64, 4, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(128, 128, 64, 4), 512, 1024)                                        \
-    X(128, 128, 128, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(128, 128, 128, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS)             \
-    X(192, 128, 96, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(192, 128, 96, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS)               \
-    X(256, 128, 64, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(256, 128, 64, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS)
+    X(64, 64, 64, 2, 256, 3, CUFLASH_HOPPER_FORWARD_SMEM(64, 64, 64, 2), 512, 1024, 1)                                         \
+    X(64, 128, 128, 4, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(64, 128, 128, 4), 0, 2048, 1)                                       \
+    X(64, 192, 128, 4, 512, 1, CUFLASH_HOPPER_FORWARD_SMEM(64, 192, 128, 4), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1)            \
+    X(96, 128, 128, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(96, 128, 128, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1)            \
+    X(128, 128, 64, 4, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(128, 128, 64, 4), 512, 1024, 1)                                     \
+    X(128, 128, 128, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(128, 128, 128, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1)          \
+    X(192, 128, 96, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(192, 128, 96, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1)            \
+    X(256, 128, 64, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(256, 128, 64, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1)
 
 /* Of head dimensions up to 128: K and V, `stages` tiles of Q and of dO, two of dS, one of dq in float32, `stages` times two
- * numbers of each query, and barriers. */
+ * numbers of each query, two pieces of a finished dq, and barriers. */
 #define CUFLASH_HOPPER_BACKWARD_SMEM(dim, block_m, block_n, stages)                                                            \
     (1024 + 2 * (dim) * (2 * (block_n) + 2 * (stages) * (block_m)) + 4 * (block_m) * (block_n) + 4 * (block_m) * (dim) +       \
-     (stages)*8 * (block_m) + 256)
+     (stages)*8 * (block_m) + 24576 + 128 + 128)
 /* Of head dimensions above 128, in each block of a cluster of two: 64 keys of K and V, and two panels of the other's K;
  * `stages` tiles of Q, and of dO where there is room; P in float32, two panels of dS, a half of dq; `stages` times two numbers
  * of each query, and barriers. */
@@ -56,7 +57,14 @@ enum { CUFLASH_HOPPER_BARRIER_BYTES = 320 };
     (1024 + 2 * (dim) * (128 + ((stages) + CUFLASH_HOPPER_DO_STAGES(dim)) * (block_m)) + 16384 + 3 * 256 * (block_m) +         \
      (stages)*8 * (block_m) + 320)
 
-enum { CUFLASH_HOPPER_FINISH_THREADS = 256 };
+/* Can the blocks make dq of its sum? Then rows that are to be repaired are left, of tiles whose turn says so. */
+#define CUFLASH_HOPPER_FINISHES(dim) ((dim) <= 128)
+enum {
+    CUFLASH_HOPPER_SPOILT = -1,
+    CUFLASH_HOPPER_DQ_ROWS = 32,         /* in a box of the map of dq */
+    CUFLASH_HOPPER_FINISH_THREADS = 256, /* of a block of the kernel that makes dq, a tile, or repairs it */
+    CUFLASH_HOPPER_FINISHED_TILES = 32   /* that it looks through where only the latter is left */
+};
 
 /* dim, block_m, block_n, stages, threads, blocks, smem_bytes, keys, keys_causal, cluster */
 #define CUFLASH_HOPPER_BACKWARD(X)                                                                                             \

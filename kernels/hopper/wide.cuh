@@ -241,12 +241,7 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
             multiply_queries(dq, 0);
             Base::next_tile(walk, head, tile);
         }
-        ptx::wgmma_wait<0>();
-        ptx::wgmma_hold(p);
-        ptx::wgmma_hold(dq);
-        leave_gradients();
-        add_half(dq, 0, 0, ring);
-        add_half(dq, 1, 0, ring);
+        end_steps(p, dq, 0, ring);
     }
 
     /* The steps of a walk: dk, and dS for dq. */
@@ -301,12 +296,16 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
             multiply_queries(dq, 1);
             Base::next_tile(walk, head, tile);
         }
+        end_steps(ds, dq, 1, ring);
+    }
+
+    /* What the last step of a walk began. */
+    __device__ __forceinline__ void end_steps(float (&scores)[32], float (&dq)[32], int warpgroup, const Steps &ring) {
         ptx::wgmma_wait<0>();
-        ptx::wgmma_hold(ds);
+        ptx::wgmma_hold(scores);
         ptx::wgmma_hold(dq);
         leave_gradients();
-        add_half(dq, 0, 1, ring);
-        add_half(dq, 1, 1, ring);
+        for (int half = 0; half < 2; half++) add_half(dq, half, warpgroup, ring);
     }
 
     __device__ __forceinline__ void multiply(int warpgroup) {
@@ -348,6 +347,7 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
         ptx::cluster_sync();
         if (warpgroup == 0) {
             ptx::give_registers<40>();
+            ptx::wait_for_grid(); /* before anything is read that was written before */
             if (threadIdx.x == 0) Base::template copy<Steps>();
             if (threadIdx.x == 32) give();
             if (threadIdx.x == 64) Base::add_queries(0, rank * 2);

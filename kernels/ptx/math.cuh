@@ -34,6 +34,16 @@ __device__ __forceinline__ uint32_t anew(uint32_t x) {
     return x;
 }
 
+/* a * b + c of two 16-bit numbers in one register, float16 or (sm_80 and later) bfloat16 */
+template <typename T> __device__ __forceinline__ uint32_t fma_2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t y;
+    if constexpr (std::is_same<T, __half>::value)
+        asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    else
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+
 } // namespace ptx
 
 #endif

@@ -23,8 +23,12 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t add
                  : "r"(address));
 }
 
-/* Four 8x8 matrices to shared memory, the other way round and transposed (sm_90): thread t gives the address of column t % 8 of
- * matrix t / 8. */
+/* Two 8x8 matrices to shared memory, the other way round (sm_90): thread t gives the address of row t % 8 of matrix t / 8. */
+__device__ __forceinline__ void stmatrix_x2(uint32_t address, const uint32_t (&r)[2]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(r[0]), "r"(r[1]) : "memory");
+}
+
+/* Four of them, transposed: thread t gives the address of column t % 8 of matrix t / 8. */
 __device__ __forceinline__ void stmatrix_x4_trans(uint32_t address, const uint32_t (&r)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(r[0]), "r"(r[1]),
                  "r"(r[2]), "r"(r[3])

@@ -33,6 +33,13 @@ __device__ __forceinline__ void store_floats(float *to, uint32_t from, int bytes
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
 }
 
+/* The map's box from shared memory, as far as the tensor goes. Belongs to this thread's group, as additions do. */
+__device__ __forceinline__ void store_box(const void *map, uint32_t from, int column, int row, int head, int batch) {
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map), "r"(from),
+                 "r"(column), "r"(row), "r"(head), "r"(batch)
+                 : "memory");
+}
+
 /* Adds floats in shared memory to ones in global memory; so many bytes, a multiple of 16 at one. Belongs to this thread's group
  * of such additions. */
 __device__ __forceinline__ void add_floats(float *to, uint32_t from, int bytes) {
@@ -48,6 +55,11 @@ __device__ __forceinline__ void add_commit() {
 /* Waits until this thread's groups have read shared memory. */
 __device__ __forceinline__ void add_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+/* The same of all but the last one. */
+__device__ __forceinline__ void add_wait_read_but_1() {
+    asm volatile("cp.async.bulk.wait_group.read 1;" ::: "memory");
 }
 
 /* Waits until this thread's groups are done. */

@@ -6,80 +6,108 @@
 #include "common/row.cuh"
 #include "common/type.cuh"
 #include "common/walk.cuh"
+#include "ptx/grid.cuh"
 #include "rows/table.h"
 
 namespace cuflash {
 
-/* The sum of x * y over EACH elements, of which `left` are inside the row. */
-template <int EACH, typename T> __device__ __forceinline__ float dot_piece(const T *x, const T *y, int left, bool vector) {
-    alignas(16) T a[EACH], b[EACH];
-    if (left <= 0) return 0;
-    if (vector) {
-        *reinterpret_cast<uint4 *>(a) = *reinterpret_cast<const uint4 *>(x);
-        *reinterpret_cast<uint4 *>(b) = *reinterpret_cast<const uint4 *>(y);
-    } else {
-#pragma unroll
-        for (int e = 0; e < EACH; e++) {
-            bool inside = e < left;
-            a[e] = inside ? x[e] : from_float<T>(0);
-            b[e] = inside ? y[e] : from_float<T>(0);
-        }
+/* 16 bytes of a row. */
+template <typename T> union Piece {
+    static constexpr int EACH = 16 / sizeof(T);
+    uint4 all;
+    T x[EACH];
+
+    /* Of which `left` elements are inside the row; the others are 0. */
+    template <bool VECTOR> __device__ __forceinline__ void load(const T *from, int left) {
+        all = make_uint4(0, 0, 0, 0);
+        if (VECTOR && left > 0) all = *reinterpret_cast<const uint4 *>(from);
+        if (!VECTOR)
+            for (int e = 0; e < EACH; e++)
+                if (e < left) x[e] = from[e];
     }
+};
+
+template <typename T> __device__ __forceinline__ float dot(const Piece<T> &a, const Piece<T> &b) {
     float sum = 0;
 #pragma unroll
-    for (int e = 0; e < EACH; e++) sum = fmaf(to_float(a[e]), to_float(b[e]), sum);
+    for (int e = 0; e < Piece<T>::EACH; e++) sum = fmaf(to_float(a.x[e]), to_float(b.x[e]), sum);
     return sum;
 }
 
-/* The log-sum-exp as a backward uses it; of rows that have none yet it is to be computed. */
-__device__ __forceinline__ void use_lse(const cuflash_attention_args &args, int batch, int head, int row, int64_t at) {
-    float lse = -CUDART_INF_F;
-    if (row < args.seq_q && args.lse) {
-        int64_t from = lse_at(args, batch, head, row);
-        lse = args.lse_half ? __half2float(static_cast<const __half *>(args.lse)[from])
-                            : static_cast<const float *>(args.lse)[from];
-    }
+/* A row's log-sum-exp; -infinity where there is none, as of rows that see nothing. */
+__device__ __forceinline__ float load_lse(const cuflash_attention_args &args, int batch, int head, int row) {
+    if (row >= args.seq_q || !args.lse) return -CUDART_INF_F;
+    int64_t from = lse_at(args, batch, head, row);
+    return args.lse_half ? __half2float(static_cast<const __half *>(args.lse)[from])
+                         : static_cast<const float *>(args.lse)[from];
+}
+
+/* As a backward uses it; where there is none yet it is to be computed. */
+__device__ __forceinline__ void store_lse(const cuflash_attention_args &args, float lse, int64_t at) {
     bool empty = lse == -CUDART_INF_F;
     args.row_max[at] = empty ? CUDART_INF_F : 0;
     args.row_log[at] = empty ? 0 : lse * 1.4426950408889634f;
     args.row_offset[at] = empty ? CUDART_INF_F : args.row_log[at];
 }
 
-/* Before it, of every query row: the sum of o * d_o, the log-sum-exp in the main kernel's terms, a cleared accumulator of dq
- * where it wants one, and of every tile of rows a cleared turn. A block takes some rows of one head; a row is read by as many
- * lanes as it has pieces of 16 bytes. */
-template <typename T> __device__ __forceinline__ void begin(const cuflash_attention_args &args) {
-    if (blockIdx.x == 0 && threadIdx.x == 0) *args.ticket = 0;
-    constexpr int EACH = 16 / sizeof(T);
-    int groups = (args.rows + CUFLASH_ROWS_PER_BLOCK - 1) / CUFLASH_ROWS_PER_BLOCK;
-    int64_t pair = blockIdx.x / groups;
-    int first = blockIdx.x % groups * CUFLASH_ROWS_PER_BLOCK, end = min(first + CUFLASH_ROWS_PER_BLOCK, args.rows);
-    int batch = pair / args.heads, head = pair % args.heads;
-    int lanes = 1; /* to a row */
-    while (lanes < 32 && lanes * EACH < args.head_dim_v) lanes *= 2;
-    int lane = threadIdx.x % lanes;
+/* Of the rows of a head from first to end: the sum of o * d_o, and the log-sum-exp in the main kernel's terms. A row is read
+ * by as many lanes as it has pieces of 16 bytes, and of two rows a thread loads before it adds. */
+template <typename T, bool VECTOR>
+__device__ __forceinline__ void begin_rows(const cuflash_attention_args &args, int pair, int first, int end) {
+    constexpr int EACH = Piece<T>::EACH, AT_ONCE = 2;
+    int batch = pair / args.heads, head = pair % args.heads, dim = args.head_dim_v;
+    const T *o = row_of<T>(static_cast<const void *>(args.o), args.o_stride, batch, head, 0);
+    const T *d_o = row_of<T>(args.d_o, args.d_o_stride, batch, head, 0);
+    int64_t number = row_number(args, batch, head, 0);
+    int log = 0; /* of how many lanes there are to a row */
+    while (log < 5 && EACH << log < dim) log++;
+    int lane = threadIdx.x & (1 << log) - 1, step = CUFLASH_ROWS_THREADS >> log;
     /* All lanes of a warp go round together. */
-    for (int row = first + threadIdx.x / lanes; row - static_cast<int>(threadIdx.x % 32 / lanes) < end;
-         row += CUFLASH_ROWS_THREADS / lanes) {
-        float sum = 0;
-        if (row < args.seq_q) {
-            const T *o = row_of<T>(static_cast<const void *>(args.o), args.o_stride, batch, head, row);
-            const T *d_o = row_of<T>(args.d_o, args.d_o_stride, batch, head, row);
-            for (int d = lane * EACH; d < args.head_dim_v; d += lanes * EACH)
-                sum += dot_piece<EACH>(o + d, d_o + d, args.head_dim_v - d, args.vector);
-        }
-        for (int mask = lanes / 2; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffff, sum, mask);
-        if (lane == 0 && row < end) {
-            int64_t at = pair * args.rows + row;
-            args.row_delta[at] = sum;
-            use_lse(args, batch, head, row, at);
+    for (int row = first + (threadIdx.x >> log); row - static_cast<int>(threadIdx.x % 32 >> log) < end; row += AT_ONCE * step) {
+        float sum[AT_ONCE] = {}, lse[AT_ONCE];
+        if (lane == 0)
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) lse[i] = load_lse(args, batch, head, row + i * step);
+        int column = lane * EACH;
+        do { /* once, but of float32 rows of more than 128 elements */
+            Piece<T> a[AT_ONCE], b[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                int64_t at = row + i * step;
+                int left = at < args.seq_q ? dim - column : 0;
+                a[i].template load<VECTOR>(o + at * args.o_stride.seq + column, left);
+                b[i].template load<VECTOR>(d_o + at * args.d_o_stride.seq + column, left);
+            }
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) sum[i] += dot(a[i], b[i]);
+            column += EACH << log;
+        } while (column < dim);
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            for (int mask = 1 << log >> 1; mask > 0; mask /= 2) sum[i] += __shfl_xor_sync(0xffffffff, sum[i], mask);
+            if (lane != 0 || row + i * step >= end) continue;
+            args.row_delta[number + row + i * step] = sum[i];
+            store_lse(args, lse[i], number + row + i * step);
         }
     }
+}
+
+/* Before it, all that; and a cleared accumulator of dq where it wants one, and of every tile of rows a cleared turn. A block
+ * takes some rows of one head. */
+template <typename T> __device__ __forceinline__ void begin(const cuflash_attention_args &args) {
+    ptx::launch_dependents(); /* which wait */
+    if (blockIdx.x == 0 && threadIdx.x == 0) args.ticket[0] = args.ticket[1] = 0;
+    int groups = (args.rows + CUFLASH_ROWS_PER_BLOCK - 1) / CUFLASH_ROWS_PER_BLOCK, pair = blockIdx.x / groups;
+    int first = blockIdx.x % groups * CUFLASH_ROWS_PER_BLOCK, end = min(first + CUFLASH_ROWS_PER_BLOCK, args.rows);
+    if (args.vector)
+        begin_rows<T, true>(args, pair, first, end);
+    else
+        begin_rows<T, false>(args, pair, first, end);
     if (args.turn)
         for (int tile = first / args.block_m + threadIdx.x; tile * args.block_m < end; tile += CUFLASH_ROWS_THREADS)
-            args.turn[pair * (args.rows / args.block_m) + tile] = 0;
+            args.turn[static_cast<int64_t>(pair) * (args.rows / args.block_m) + tile] = 0;
     if (!args.dq_sum || args.stored) return;
-    float4 *sum = reinterpret_cast<float4 *>(args.dq_sum + (pair * args.rows + first) * args.dim_padded);
+    float4 *sum = reinterpret_cast<float4 *>(args.dq_sum + (static_cast<int64_t>(pair) * args.rows + first) * args.dim_padded);
     int count = (end - first) * (args.dim_padded / 4);
     for (int i = threadIdx.x; i < count; i += CUFLASH_ROWS_THREADS) sum[i] = make_float4(0, 0, 0, 0);
 }

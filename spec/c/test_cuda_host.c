@@ -130,7 +130,8 @@ static void test_plans(void) {
                 if (pass) {
                     /* so few blocks share out the two query heads of a group, and their sums are added up */
                     CHECK_F(strstr(plan, ", 2 to a tile of keys"), "the plan:\n%s", plan);
-                    CHECK_F(fake.launches() == launches + 4 + (dtype == CUFLASH_FLOAT32), "got %ld launches",
+                    bool finished = tensor_cores && hopper && dims[i] <= 64; /* dq, as there are keys enough for that */
+                    CHECK_F(fake.launches() == launches + 4 + (dtype == CUFLASH_FLOAT32) - finished, "got %ld launches",
                             fake.launches() - launches);
                 } else {
                     CHECK(fake.launches() == launches + 1);

@@ -67,8 +67,9 @@ cuflash_status cuflash_cuda_wait(const char *fn, cudaStream_t stream);
 cuflash_status cuflash_cuda_kernel(const char *fn, int device, const cuflash_fatbin *fatbin, const char *entry, int smem_bytes,
                                    CUfunction *function);
 
-/* Queues a kernel whose only parameter is the struct at args. */
+/* Queues a kernel whose only parameter is the struct at args. early: it may begin while the one before still runs, and waits
+ * for that itself (ptx/grid.cuh). */
 cuflash_status cuflash_cuda_launch(const char *fn, CUfunction function, int64_t blocks, int threads, int smem_bytes,
-                                   const void *args, cudaStream_t stream);
+                                   const void *args, bool early, cudaStream_t stream);
 
 #endif

@@ -30,6 +30,7 @@ enum {
     CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97,
     CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED = 115
 };
+enum { CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION = 6 };
 enum { CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT = 9 };
 enum { CU_TENSOR_MAP_DATA_TYPE_FLOAT16 = 6, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 = 9 };
 enum { CU_TENSOR_MAP_SWIZZLE_128B = 3, CU_TENSOR_MAP_L2_PROMOTION_L2_256B = 3 };
@@ -44,6 +45,23 @@ typedef struct {
     size_t max_size;
     unsigned char reserved[56];
 } CUmemPoolProps;
+
+/* cuda.h's CUlaunchAttribute and CUlaunchConfig. */
+typedef struct {
+    int id;
+    union {
+        char reserved[64];
+        int allowed;
+        uint64_t alignment;
+    } value;
+} CUlaunchAttribute;
+
+typedef struct {
+    unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+    cudaStream_t stream;
+    CUlaunchAttribute *attributes;
+    unsigned attribute_count;
+} CUlaunchConfig;
 
 /* name, parameters. Names with the suffix that cuda.h gives them. */
 #define CUFLASH_CUDA_DRIVER_MAP(X)                                                                                             \
@@ -89,6 +107,7 @@ typedef struct {
 
 /* Functions of later drivers; NULL in earlier ones. */
 #define CUFLASH_CUDA_LATER_DRIVER_MAP(X)                                                                                       \
+    X(cuLaunchKernelEx, (const CUlaunchConfig *config, CUfunction function, void **parameters, void **extra))                  \
     X(cuTensorMapEncodeTiled,                                                                                                  \
       (void *map, int type, unsigned rank, void *address, const uint64_t *sizes, const uint64_t *strides, const uint32_t *box, \
        const uint32_t *steps, int interleave, int swizzle, int promotion, int fill))

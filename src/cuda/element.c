@@ -19,7 +19,7 @@ static cuflash_status launch(const char *fn, int device, const char *entry, int6
     CUfunction function;
     cuflash_status status = cuflash_cuda_kernel(fn, device, &cuflash_fatbin_element, entry, 0, &function);
     if (status == CUFLASH_SUCCESS)
-        status = cuflash_cuda_launch(fn, function, blocks, CUFLASH_ELEMENT_THREADS, 0, args, cuflash_cuda_stream());
+        status = cuflash_cuda_launch(fn, function, blocks, CUFLASH_ELEMENT_THREADS, 0, args, false, cuflash_cuda_stream());
     cuflash_cuda_leave(&scope);
     return status;
 }

@@ -27,12 +27,11 @@ struct cuflash_cuda_family {
     int finish_threads; /* of the kernel after a backward; 0: as many as that has */
 };
 
-#define HOPPER_FORWARD_ROW(...) {__VA_ARGS__, 1},
-#define HOPPER_BACKWARD_ROW(...) {__VA_ARGS__},
+#define HOPPER_ROW(...) {__VA_ARGS__},
 #define ROW(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                        \
     {dim, block_m, block_n, stages, threads, blocks, smem_bytes, CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1},
-static const cuflash_kernel_row hopper_forward[] = {CUFLASH_HOPPER_FORWARD(HOPPER_FORWARD_ROW){0}};
-static const cuflash_kernel_row hopper_backward[] = {CUFLASH_HOPPER_BACKWARD(HOPPER_BACKWARD_ROW){0}};
+static const cuflash_kernel_row hopper_forward[] = {CUFLASH_HOPPER_FORWARD(HOPPER_ROW){0}};
+static const cuflash_kernel_row hopper_backward[] = {CUFLASH_HOPPER_BACKWARD(HOPPER_ROW){0}};
 static const cuflash_kernel_row mma_forward[] = {CUFLASH_MMA_FORWARD(ROW){0}};
 static const cuflash_kernel_row mma_backward[] = {CUFLASH_MMA_BACKWARD(ROW){0}};
 static const cuflash_kernel_row tf32_forward[] = {CUFLASH_TF32_FORWARD(ROW){0}};
@@ -42,8 +41,7 @@ static const cuflash_kernel_row fma_backward[] = {CUFLASH_FMA_BACKWARD(ROW){0}};
 static const cuflash_kernel_row fma_half_forward[] = {CUFLASH_FMA_HALF_FORWARD(ROW){0}};
 static const cuflash_kernel_row fma_half_backward[] = {CUFLASH_FMA_HALF_BACKWARD(ROW){0}};
 #undef ROW
-#undef HOPPER_FORWARD_ROW
-#undef HOPPER_BACKWARD_ROW
+#undef HOPPER_ROW
 
 /* By preference. */
 static const cuflash_cuda_family families[] = {
@@ -245,7 +243,7 @@ static layout lay_out(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
     PART(dq_sum, rows * (size_t)plan->row.dim * sizeof(float));
     PART(dk_parts, keys * (size_t)plan->row.dim * sizeof(float));
     PART(dv_parts, keys * (size_t)plan->row.dim * sizeof(float));
-    PART(ticket, sizeof(int32_t));
+    PART(ticket, 2 * sizeof(int32_t));
     PART(turn, takes_turns(plan, p) ? rows / (size_t)plan->row.block_m * sizeof(int32_t) : 0);
 #undef PART
     l.bytes = at;
@@ -327,12 +325,20 @@ cuflash_status cuflash_cuda_plan_make(cuflash_cuda_plan *plan, const cuflash_pro
     return CUFLASH_SUCCESS;
 }
 
+/* Do a backward's blocks make dq themselves? One warp of each does, beside those that multiply: the more keys there are to a
+ * query, the more time it has. It makes no zeros for queries that see no key. Measured: docs/kernels/hopper-backward.md. */
+static bool finishes(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    return p->dq.data && plan->family->maps && CUFLASH_HOPPER_FINISHES(plan->row.dim) &&
+           is_mappable(&p->dq, p->batch, p->heads, p->seq_q) && !(p->causal && p->seq_q > p->seq_k) &&
+           (p->causal ? p->seq_k / 2 : p->seq_k) >= 4 * plan->row.dim;
+}
+
 /* Blocks that take turns at dq wait for those of their unit that began before them, so these should begin a step or two
  * earlier: the shorter walks are, the more units must be gone through at the same time for that. Causal walks are of all
  * lengths, and in an order of their own already (common/order.cuh). Measured: docs/kernels/hopper-backward.md. */
 static int32_t units_together(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    if (p->causal) return p->deterministic ? 4096 / plan->row.dim : CUFLASH_UNITS_TOGETHER;
     if (!takes_turns(plan, p)) return 1;
-    if (p->causal) return p->deterministic ? 4096 / plan->row.dim : 1;
     int64_t begin = cuflash_cuda_get_properties(p->device)->multiprocessors / plan->row.cluster; /* at the same time */
     int64_t steps = plan->rows / plan->row.block_m, units = begin * (p->deterministic ? 2 : 1) / steps;
     return units > 1 ? (int32_t)units : 1;
@@ -397,12 +403,17 @@ typedef struct {
     cuflash_attention_args args;
 } call;
 
-static cuflash_status launch(const call *c, const cuflash_fatbin *fatbin, const char *entry, int64_t blocks, int threads,
-                             int smem_bytes) {
+static cuflash_status launch_kernel(const call *c, const cuflash_fatbin *fatbin, const char *entry, int64_t blocks, int threads,
+                                    int smem_bytes, bool early) {
     CUfunction function;
     CUFLASH_TRY(cuflash_cuda_kernel(c->fn, c->p->device, fatbin, entry, smem_bytes, &function));
     const void *args = c->plan->family->maps ? (const void *)&c->maps : &c->args; /* which begin alike */
-    return cuflash_cuda_launch(c->fn, function, blocks, threads, smem_bytes, args, c->p->stream);
+    return cuflash_cuda_launch(c->fn, function, blocks, threads, smem_bytes, args, early, c->p->stream);
+}
+
+static cuflash_status launch(const call *c, const cuflash_fatbin *fatbin, const char *entry, int64_t blocks, int threads,
+                             int smem_bytes) {
+    return launch_kernel(c, fatbin, entry, blocks, threads, smem_bytes, false);
 }
 
 static cuflash_kernel_strides strides(const cuflash_operand *x) {
@@ -471,6 +482,8 @@ static cuflash_status make_maps(call *c, int q_rows) {
     c->maps.attention = c->args;
     CUFLASH_TRY(make_map(c, &c->maps.q, &p->q, p->heads, p->seq_q, p->head_dim, q_rows));
     if (p->d_o.data) CUFLASH_TRY(make_map(c, &c->maps.d_o, &p->d_o, p->heads, p->seq_q, p->head_dim_v, q_rows));
+    if (c->args.finishes)
+        CUFLASH_TRY(make_map(c, &c->maps.dq, &p->dq, p->heads, p->seq_q, p->head_dim, CUFLASH_HOPPER_DQ_ROWS));
     int keys = row->block_n / row->cluster;
     CUFLASH_TRY(make_map(c, &c->maps.k, &p->k, p->heads_kv, p->seq_k, p->head_dim, keys));
     return make_map(c, &c->maps.v, &p->v, p->heads_kv, p->seq_k, p->head_dim_v, keys);
@@ -511,6 +524,7 @@ static cuflash_status run_backward(call *c, char *workspace) {
     c->args.ordered = p->deterministic;
     c->args.together = units_together(plan, p);
     c->args.stored = family->maps;
+    c->args.finishes = finishes(plan, p);
     if (family->maps) CUFLASH_TRY(make_maps(c, row->block_m));
 
     snprintf(entry, sizeof entry, "cuflash_rows_begin_%s", dtype_suffix(p->dtype));
@@ -525,7 +539,8 @@ static cuflash_status run_backward(call *c, char *workspace) {
     }
 
     entry_name(entry, family, "backward", p->dtype, row);
-    CUFLASH_TRY(launch(c, family->backward_fatbin, entry, plan->blocks, row->threads, row->smem_bytes));
+    bool early = family->maps; /* such kernels wait for the one before where they need it */
+    CUFLASH_TRY(launch_kernel(c, family->backward_fatbin, entry, plan->blocks, row->threads, row->smem_bytes, early));
 
     if (plan->whole < plan->walks && (p->dk.data || p->dv.data)) {
         snprintf(entry, sizeof entry, "cuflash_rows_sum_%s", dtype_suffix(p->dtype));
@@ -533,10 +548,12 @@ static cuflash_status run_backward(call *c, char *workspace) {
         CUFLASH_TRY(
             launch(c, &cuflash_fatbin_rows, entry, divide_up(keys, CUFLASH_ROWS_THREADS / 32), CUFLASH_ROWS_THREADS, 0));
     }
-    if (!p->dq.data) return CUFLASH_SUCCESS;
+    if (!p->dq.data || (c->args.finishes && !p->causal)) return CUFLASH_SUCCESS;
     entry_name(entry, family, "finish", p->dtype, row);
+    int64_t tiles = p->batch * p->heads * (plan->rows / row->block_m);
+    if (c->args.finishes) tiles = divide_up(tiles, CUFLASH_HOPPER_FINISHED_TILES);
     int threads = family->finish_threads ? family->finish_threads : row->threads;
-    return launch(c, family->backward_fatbin, entry, p->batch * p->heads * (plan->rows / row->block_m), threads, 0);
+    return launch(c, family->backward_fatbin, entry, tiles, threads, 0);
 }
 
 cuflash_status cuflash_cuda_run(const cuflash_cuda_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace) {

@@ -85,13 +85,25 @@ cuflash_status cuflash_cuda_kernel(const char *fn, int device, const cuflash_fat
     return CUFLASH_SUCCESS;
 }
 
+/* While the kernel before still runs, where the driver can: streams are captured with that since CUDA 12.3. */
+static CUresult launch_early(CUfunction function, CUlaunchConfig *config, void **parameters) {
+    CUlaunchAttribute attribute = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, .value.allowed = 1};
+    config->attributes = &attribute;
+    config->attribute_count = 1;
+    return cuflash_cuda_get_driver(NULL)->cuLaunchKernelEx(config, function, parameters, NULL);
+}
+
 cuflash_status cuflash_cuda_launch(const char *fn, CUfunction function, int64_t blocks, int threads, int smem_bytes,
-                                   const void *args, cudaStream_t stream) {
+                                   const void *args, bool early, cudaStream_t stream) {
     if (blocks > INT32_MAX)
         return cuflash_fail(CUFLASH_INVALID_DIMENSION, "%s: the problem needs %lld blocks, and a CUDA grid has at most %d", fn,
                             (long long)blocks, INT32_MAX);
     void *parameters[] = {(void *)(uintptr_t)args};
-    CUresult result = cuflash_cuda_get_driver(NULL)->cuLaunchKernel(function, (unsigned)blocks, 1, 1, (unsigned)threads, 1, 1,
-                                                                    (unsigned)smem_bytes, stream, parameters, NULL);
+    const cuflash_cuda_driver *cuda = cuflash_cuda_get_driver(NULL);
+    CUlaunchConfig config = {(unsigned)blocks, 1, 1, (unsigned)threads, 1, 1, (unsigned)smem_bytes, stream, NULL, 0};
+    CUresult result = early && cuda->cuLaunchKernelEx && cuda->version >= 12030
+                          ? launch_early(function, &config, parameters)
+                          : cuda->cuLaunchKernel(function, (unsigned)blocks, 1, 1, (unsigned)threads, 1, 1,
+                                                 (unsigned)smem_bytes, stream, parameters, NULL);
     return result == CUDA_SUCCESS ? CUFLASH_SUCCESS : cuflash_cuda_fail(fn, "launching a kernel", result);
 }

@@ -48,6 +48,7 @@ typedef struct {
     int32_t ordered;  /* deterministic: additions to dq_sum come in the order of keys */
     int32_t stored;   /* dq_sum is not cleared: what the first tile of keys adds is stored, and others come after it */
     int32_t finishes; /* dq is made of its sum by the blocks themselves; where there is more to do, `turn` of a tile says so */
+    int32_t boxed;    /* dk and dv are written by tensor maps */
     int32_t *ticket;  /* families whose blocks stay: the numbers of the next walk, and of the next tile of dq to finish */
 } cuflash_attention_args;
 

@@ -20,6 +20,8 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
     static_assert(DIM == (BY_ROWS ? 64 : 128), "64 columns of dq to a warp");
     using Steps = Ring<STAGES>;
     static constexpr int PIECE_ROWS = CUFLASH_HOPPER_DQ_ROWS, PIECE_BYTES = PIECE_ROWS * 64 * 4; /* of a sum: half a square */
+    static constexpr int BOX_BYTES = CUFLASH_HOPPER_DK_ROWS * 128; /* of dk or dv: a warp's keys, 64 columns */
+    static_assert(CUFLASH_HOPPER_DK_ROWS == 16 && BOX_BYTES * DIM / 64 <= Base::DQ_BYTES / 4, "in the warp's place for dq");
 
     uint32_t k_tile, v_tile, q_tiles, do_tiles, s_tiles, sum_pieces, dq_pieces, row_tiles, barriers;
 
@@ -205,23 +207,67 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
         for (Ring<1> walks;; walks.count++) {
             ptx::mbarrier_wait(walk_full(), walks.parity());
             Base::read_walk(walks.count);
+            if (lane() == 0) ptx::add_wait_read(); /* of the last walk's dk and dv, before any warp writes there */
+            ptx::barrier_sync(1 + warpgroup, 128);
             if (walk.steps < 0) break; /* so the compiler knows that below they are not */
             float dk[DIM / 2] = {}, dv[DIM / 2] = {};
             if (walk.steps > 0) multiply_walk(dk, dv, ring, warpgroup);
             arrive(walk_empty());
-            store_walk(dk, dv, walk.first_key + warpgroup * 64);
+            store_walk(dk, dv, ring, warpgroup);
         }
     }
 
-    __device__ __forceinline__ void store_walk(float (&dk)[DIM / 2], float (&dv)[DIM / 2], int first_key) {
+    /* dk or dv of the warp's keys by way of `tile`, whose panels are so many bytes apart, and which is read for a while; says
+     * whether there is something that is not finite. */
+    __device__ __forceinline__ bool store_box(const float (&c)[DIM / 2], int first_key, float factor, uint32_t tile, int panel,
+                                              const cuflash_tensor_map &map) {
+        float zero = 0;
+        uint32_t to = tile + lane() % 16 * 128 + (lane() / 16 ^ lane() % 8) * 16;
+#pragma unroll
+        for (int k = 0; k < DIM / 16; k++) {
+            uint32_t x[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float a = c[k * 8 + i * 2] * factor, b = c[k * 8 + i * 2 + 1] * factor;
+                x[i] = pack<T>(a, b), zero = fmaf(a, 0, fmaf(b, 0, zero));
+            }
+            ptx::stmatrix_x4((to ^ k % 4 * 32) + k / 4 * panel, x);
+        }
+        ptx::fence_proxy_async();
+        __syncwarp();
+        if (lane() == 0) {
+            int head = head_kv_of(args, walk.unit);
+            for (int i = 0; i < Base::PANELS; i++)
+                ptx::store_box(&map, tile + i * panel, i * 64, first_key + warp_row(), head, walk.batch);
+            ptx::add_commit();
+        }
+        return zero != 0;
+    }
+
+    __device__ __forceinline__ void store_walk(float (&dk)[DIM / 2], float (&dv)[DIM / 2], const Steps &ring, int warpgroup) {
+        int first_key = walk.first_key + warpgroup * 64;
         if (walk.partial) {
             Base::store_part(dv, first_key, args.dv ? args.dv_parts : nullptr);
             Base::store_part(dk, first_key, args.dk ? args.dk_parts : nullptr);
             return;
         }
-        bool spoilt = Base::store(dv, first_key, 1, args.dv, args.dv_stride, args.head_dim_v);
-        spoilt |= Base::store(dk, first_key, args.scale, args.dk, args.dk_stride, args.head_dim);
+        bool spoilt = false;
+        if (args.boxed) { /* by way of the places for dS and for dq, as soon as nobody reads these */
+            uint32_t s_tile = s_tiles + warpgroup * Q_PANEL + warp_row() * 128;
+            uint32_t dq = dq_tile + warpgroup * Base::DQ_BYTES + warp_row() * (Base::DQ_BYTES / 64);
+            for (unsigned i = 0; i < 2; i++) {
+                Ring<2> s_next = {ring.count + i};
+                ptx::mbarrier_wait(s_empty(s_next.stage()), s_next.parity() ^ 1);
+            }
+            if (args.dv) spoilt |= store_box(dv, first_key, 1, s_tile, S_BYTES, maps.dv);
+            ptx::mbarrier_wait(dq_empty(warpgroup), Ring<1>{ring.count}.parity() ^ 1);
+            if (args.dk) spoilt |= store_box(dk, first_key, args.scale, dq, BOX_BYTES, maps.dk);
+        } else {
+            spoilt |= Base::store(dv, first_key, 1, args.dv, args.dv_stride, args.head_dim_v);
+            spoilt |= Base::store(dk, first_key, args.scale, args.dk, args.dk_stride, args.head_dim);
+        }
         if (!args.causal || !__any_sync(0xffffffff, spoilt)) return;
+        if (lane() == 0) ptx::add_wait(), ptx::fence_proxy_async_global(); /* repairs come after what was stored */
         __syncwarp();
         Base::repair(first_key + warp_row(), 16, 0, 1);
     }

@@ -18,7 +18,8 @@ typedef struct {
 
 typedef struct {
     cuflash_attention_args attention;
-    CUFLASH_ALIGNED_MAP q, k, v, d_o, dq; /* the last two for backward alone */
+    CUFLASH_ALIGNED_MAP q, k, v;
+    CUFLASH_ALIGNED_MAP d_o, dq, dk, dv; /* for backward alone; gradients where they are written by maps */
 } cuflash_hopper_args;
 
 enum { CUFLASH_HOPPER_BARRIER_BYTES = 320 };
@@ -62,6 +63,7 @@ enum { CUFLASH_HOPPER_BARRIER_BYTES = 320 };
 enum {
     CUFLASH_HOPPER_SPOILT = -1,
     CUFLASH_HOPPER_DQ_ROWS = 32,         /* in a box of the map of dq */
+    CUFLASH_HOPPER_DK_ROWS = 16,         /* in a box of those of dk and dv */
     CUFLASH_HOPPER_FINISH_THREADS = 256, /* of a block of the kernel that makes dq, a tile, or repairs it */
     CUFLASH_HOPPER_FINISHED_TILES = 32   /* that it looks through where only the latter is left */
 };

@@ -333,6 +333,13 @@ static bool finishes(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
            (p->causal ? p->seq_k / 2 : p->seq_k) >= 4 * plan->row.dim;
 }
 
+/* Can a backward's blocks write dk and dv by tensor maps? */
+static bool boxed(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    return plan->family->maps && CUFLASH_HOPPER_FINISHES(plan->row.dim) &&
+           (!p->dk.data || is_mappable(&p->dk, p->batch, p->heads_kv, p->seq_k)) &&
+           (!p->dv.data || is_mappable(&p->dv, p->batch, p->heads_kv, p->seq_k));
+}
+
 /* Blocks that take turns at dq wait for those of their unit that began before them, so these should begin a step or two
  * earlier: the shorter walks are, the more units must be gone through at the same time for that. Causal walks are of all
  * lengths, and in an order of their own already (common/order.cuh). Measured: docs/kernels/hopper-backward.md. */
@@ -484,6 +491,10 @@ static cuflash_status make_maps(call *c, int q_rows) {
     if (p->d_o.data) CUFLASH_TRY(make_map(c, &c->maps.d_o, &p->d_o, p->heads, p->seq_q, p->head_dim_v, q_rows));
     if (c->args.finishes)
         CUFLASH_TRY(make_map(c, &c->maps.dq, &p->dq, p->heads, p->seq_q, p->head_dim, CUFLASH_HOPPER_DQ_ROWS));
+    if (c->args.boxed && p->dk.data)
+        CUFLASH_TRY(make_map(c, &c->maps.dk, &p->dk, p->heads_kv, p->seq_k, p->head_dim, CUFLASH_HOPPER_DK_ROWS));
+    if (c->args.boxed && p->dv.data)
+        CUFLASH_TRY(make_map(c, &c->maps.dv, &p->dv, p->heads_kv, p->seq_k, p->head_dim_v, CUFLASH_HOPPER_DK_ROWS));
     int keys = row->block_n / row->cluster;
     CUFLASH_TRY(make_map(c, &c->maps.k, &p->k, p->heads_kv, p->seq_k, p->head_dim, keys));
     return make_map(c, &c->maps.v, &p->v, p->heads_kv, p->seq_k, p->head_dim_v, keys);
@@ -525,6 +536,7 @@ static cuflash_status run_backward(call *c, char *workspace) {
     c->args.together = units_together(plan, p);
     c->args.stored = family->maps;
     c->args.finishes = finishes(plan, p);
+    c->args.boxed = boxed(plan, p);
     if (family->maps) CUFLASH_TRY(make_maps(c, row->block_m));
 
     snprintf(entry, sizeof entry, "cuflash_rows_begin_%s", dtype_suffix(p->dtype));

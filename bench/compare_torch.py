@@ -8,6 +8,8 @@
     python3 bench/compare_torch.py --device cpu --threads 16    PyTorch on the CPU, at its own rows
     python3 bench/compare_torch.py --library A.so --library B.so    other builds of cuflash in the same run, to tune kernels
 
+Where the package of FlashAttention-3 is installed (flash_attn_interface, of the folder hopper of its repository), it is a peer too.
+
 It needs torch and numpy, and libcuflash.so: $CUFLASH_LIB, or build/release of this repository. The last lines are geometric
 means and the worst row. On CUDA backwards are timed in cuflash's deterministic mode too, and must then repeat every bit. TFLOP/s
 count 4 B H S^2 D for a forward pass, half of that where causal, 2.5 times that backward. Exit code 1: a result was wrong.
@@ -15,6 +17,7 @@ count 4 B H S^2 D for a forward pass, half of that where causal, 2.5 times that 
 import argparse
 import contextlib
 import ctypes
+import importlib.util
 import json
 import math
 import os
@@ -36,7 +39,8 @@ except ImportError as error:
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # cuflash_dtype
 PEERS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
-         "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH}
+         "efficient": SDPBackend.EFFICIENT_ATTENTION, "math": SDPBackend.MATH, "fa3": None}
+HAVE_FA3 = importlib.util.find_spec("flash_attn_interface") is not None
 ORDERED = "deterministic"  # cuflash again, in that mode
 NAMES = {"o": "forward", "dq": "backward", "dk": "backward", "dv": "backward"}
 
@@ -200,6 +204,21 @@ class Theirs:
     def out(self):
         out = {} if self.o is None else {"o": self.o}
         return out if self.gradients is None else {**out, **dict(zip(("dq", "dk", "dv"), self.gradients))}
+
+
+class FlashAttention3(Theirs):
+    """The same by FlashAttention-3's package, whose tensors are [batch, seq, heads, dim]."""
+
+    def __init__(self, name, inputs, r):
+        super().__init__(name, inputs, r)
+        if r["dtype"] == "float32":
+            raise RuntimeError("FlashAttention-3 takes 16 bits")
+        from flash_attn_interface import flash_attn_func
+        self.function = flash_attn_func
+
+    def attend(self, tensors):
+        o = self.function(*(x.transpose(1, 2) for x in tensors), causal=self.options["is_causal"])
+        return (o[0] if isinstance(o, tuple) else o).transpose(1, 2)
 
 
 # ---- Truth --------------------------------------------------------------------------------------------
@@ -379,7 +398,8 @@ def compare(r, cuflash, builds, clock, options, device, seconds):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in options.peers:
-            contender = Theirs.__new__(Theirs)
+            kind = FlashAttention3 if name == "fa3" else Theirs
+            contender = kind.__new__(kind)
             try:
                 contender.__init__(name, inputs, r)
                 contender.run("forward")
@@ -439,7 +459,7 @@ def parse():
     parser.add_argument("--seq", type=numbers, help="only these numbers of keys")
     parser.add_argument("--causal", choices=["yes", "no"], help="only (not) causal ones")
     parser.add_argument("--passes", type=words, default=["forward", "backward"], help="default: forward,backward")
-    parser.add_argument("--peers", type=words, help=f"of {', '.join(PEERS)}; default: all but math")
+    parser.add_argument("--peers", type=words, help=f"of {', '.join(PEERS)}; default: all there are but math")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="on the CPU; default: what PyTorch takes")
     parser.add_argument("--layout", choices=["bhsd", "bshd"], default="bhsd", help="in memory; default: bhsd")
@@ -457,10 +477,12 @@ def parse():
         wrong = [item for item in getattr(options, name) or [] if item not in allowed]
         if wrong:
             parser.error(f"--{name}: expected some of {', '.join(allowed)}, got '{wrong[0]}'")
+    if "fa3" in (options.peers or []) and not HAVE_FA3:
+        parser.error("--peers: fa3 needs the package of FlashAttention-3, flash_attn_interface, which is not installed")
     if any(len(shape) not in (5, 6) for shape in options.shape):
         parser.error("--shape: expected B,H,HKV,S,D or B,H,HKV,S,D,SQ")
     cpu = options.device == "cpu"
-    options.peers = options.peers or (["flash"] if cpu else ["flash", "cudnn", "efficient"])
+    options.peers = options.peers or (["flash"] if cpu else ["flash", "cudnn", "efficient"] + ["fa3"] * HAVE_FA3)
     options.rows = options.rows or ([] if options.shape else ["cpu" if cpu else "targets"])
     return options, parser
 

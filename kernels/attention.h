@@ -48,9 +48,17 @@ typedef struct {
     int32_t ordered;  /* deterministic: additions to dq_sum come in the order of keys */
     int32_t stored;   /* dq_sum is not cleared: what the first tile of keys adds is stored, and others come after it */
     int32_t finishes; /* dq is made of its sum by the blocks themselves; where there is more to do, `turn` of a tile says so */
-    int32_t boxed;    /* dk and dv are written by tensor maps */
     int32_t *ticket;  /* families whose blocks stay: the numbers of the next walk, and of the next tile of dq to finish */
 } cuflash_attention_args;
+
+/* The most shared memory that a plan counts on, in bytes a block, by compute capability (10 * major + minor). Rows that need more,
+ * or that are for devices with less, are not compiled for it (common/chosen.cuh). sm_86 stands for what runs its code. */
+#define CUFLASH_SHARED_LIMIT(compute)                                                                                          \
+    ((compute) < 75                                            ? 96 * 1024                                                     \
+     : (compute) < 80                                          ? 64 * 1024                                                     \
+     : (compute) < 86                                          ? 163 * 1024                                                    \
+     : (compute) < 90 || ((compute) >= 120 && (compute) < 130) ? 99 * 1024                                                     \
+                                                               : 227 * 1024)
 
 enum { CUFLASH_ANY_KEYS = 0x7fffffff };
 
@@ -69,6 +77,7 @@ typedef struct {
     int smem_bytes;        /* dynamic shared memory */
     int keys, keys_causal; /* for problems of at most so many keys, and causal ones */
     int cluster;           /* blocks that take a tile together, on neighbouring multiprocessors; 1: each for itself */
+    int late;              /* another order of a backward's steps, for long walks, whose kernel's name ends so */
 } cuflash_kernel_row;
 
 #endif

@@ -7,6 +7,7 @@
 #include <math_constants.h>
 
 #include "attention.h"
+#include "common/chosen.cuh"
 #include "common/repair.cuh"
 #include "common/row.cuh"
 #include "common/turn.cuh"
@@ -302,23 +303,30 @@ __device__ __forceinline__ void finish(const cuflash_attention_args &args) {
 
 } // namespace cuflash
 
-#define KERNEL(type, suffix, dim, block_m, block_n, threads, blocks)                                                           \
+#define KERNEL(chosen, type, suffix, dim, block_m, block_n, threads, blocks)                                                   \
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                                              \
         cuflash_fma_backward_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_attention_args args) {  \
         extern __shared__ __align__(128) float shared[];                                                                       \
-        cuflash::Backward<type, dim, block_m, block_n, threads>(args, shared).run();                                           \
+        if constexpr (chosen)                                                                                                  \
+            cuflash::Backward<type, dim, block_m, block_n, threads>(args, shared).run();                                       \
+        else                                                                                                                   \
+            __trap();                                                                                                          \
     }                                                                                                                          \
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                                              \
         cuflash_fma_finish_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_attention_args args) {    \
-        cuflash::finish<type, dim, block_m, threads>(args);                                                                    \
+        if constexpr (chosen)                                                                                                  \
+            cuflash::finish<type, dim, block_m, threads>(args);                                                                \
+        else                                                                                                                   \
+            __trap();                                                                                                          \
     }
 #ifdef CUFLASH_HALF
 #define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                    \
-    KERNEL(__half, f16, dim, block_m, block_n, threads, blocks)                                                                \
-    KERNEL(__nv_bfloat16, bf16, dim, block_m, block_n, threads, blocks)
+    KERNEL(true, __half, f16, dim, block_m, block_n, threads, blocks)                                                          \
+    KERNEL(true, __nv_bfloat16, bf16, dim, block_m, block_n, threads, blocks)
 CUFLASH_FMA_HALF_BACKWARD(KERNELS)
 #else
+constexpr cuflash::RowSize rows[] = {CUFLASH_FMA_BACKWARD(CUFLASH_ROW_SIZE)};
 #define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                    \
-    KERNEL(float, f32, dim, block_m, block_n, threads, blocks)
+    KERNEL(cuflash::is_chosen(rows, dim, smem_bytes), float, f32, dim, block_m, block_n, threads, blocks)
 CUFLASH_FMA_BACKWARD(KERNELS)
 #endif

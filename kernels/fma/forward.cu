@@ -9,6 +9,7 @@
 #include <math_constants.h>
 
 #include "attention.h"
+#include "common/chosen.cuh"
 #include "common/order.cuh"
 #include "common/repair.cuh"
 #include "common/row.cuh"
@@ -211,23 +212,27 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
 
 } // namespace cuflash
 
-#define KERNEL(kind, output, type, suffix, dim, block_m, block_n, stages, threads, blocks)                                     \
+#define KERNEL(chosen, kind, output, type, suffix, dim, block_m, block_n, stages, threads, blocks)                             \
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                                              \
         cuflash_fma_##kind##_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_attention_args args) {  \
         extern __shared__ __align__(128) float shared[];                                                                       \
-        cuflash::Forward<output, type, dim, block_m, block_n, stages, threads>(args, shared).run();                            \
+        if constexpr (chosen)                                                                                                  \
+            cuflash::Forward<output, type, dim, block_m, block_n, stages, threads>(args, shared).run();                        \
+        else                                                                                                                   \
+            __trap();                                                                                                          \
     }
 #ifdef CUFLASH_HALF
-#define BOTH(...) KERNEL(forward, true, __VA_ARGS__) KERNEL(statistics, false, __VA_ARGS__)
+#define BOTH(...) KERNEL(true, forward, true, __VA_ARGS__) KERNEL(true, statistics, false, __VA_ARGS__)
 #define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                    \
     BOTH(__half, f16, dim, block_m, block_n, stages, threads, blocks)                                                          \
     BOTH(__nv_bfloat16, bf16, dim, block_m, block_n, stages, threads, blocks)
 CUFLASH_FMA_HALF_FORWARD(KERNELS)
 #else
+constexpr cuflash::RowSize rows[] = {CUFLASH_FMA_FORWARD(CUFLASH_ROW_SIZE)};
 #define FORWARD(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                    \
-    KERNEL(forward, true, float, f32, dim, block_m, block_n, stages, threads, blocks)
+    KERNEL(cuflash::is_chosen(rows, dim, smem_bytes), forward, true, float, f32, dim, block_m, block_n, stages, threads, blocks)
 #define STATISTICS(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                 \
-    KERNEL(statistics, false, float, f32, dim, block_m, block_n, stages, threads, blocks)
+    KERNEL(true, statistics, false, float, f32, dim, block_m, block_n, stages, threads, blocks)
 CUFLASH_FMA_FORWARD(FORWARD)
 CUFLASH_FMA_STATISTICS(STATISTICS)
 #endif

@@ -27,13 +27,10 @@
     X(256, 64, 64, 2, 128, 0, CUFLASH_FMA_FORWARD_SMEM(256, 64, 64, 2))                                                        \
     X(256, 32, 64, 2, 64, 0, CUFLASH_FMA_FORWARD_SMEM(256, 32, 64, 2))
 
-/* Statistics alone, which are seldom wanted: tiles for all devices. */
+/* Statistics alone, which are seldom wanted: few head dimensions, and tiles for all devices. */
 #define CUFLASH_FMA_STATISTICS(X)                                                                                              \
-    X(32, 64, 64, 3, 64, 0, CUFLASH_FMA_FORWARD_SMEM(32, 64, 64, 3))                                                           \
     X(64, 64, 64, 3, 64, 0, CUFLASH_FMA_FORWARD_SMEM(64, 64, 64, 3))                                                           \
-    X(96, 64, 64, 3, 128, 0, CUFLASH_FMA_FORWARD_SMEM(96, 64, 64, 3))                                                          \
     X(128, 32, 64, 3, 64, 0, CUFLASH_FMA_FORWARD_SMEM(128, 32, 64, 3))                                                         \
-    X(192, 32, 64, 3, 64, 0, CUFLASH_FMA_FORWARD_SMEM(192, 32, 64, 3))                                                         \
     X(256, 32, 64, 2, 64, 0, CUFLASH_FMA_FORWARD_SMEM(256, 32, 64, 2))
 
 #define CUFLASH_FMA_HALF_FORWARD(X)                                                                                            \

@@ -154,11 +154,12 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
         return *static_cast<const float2 *>(__cvta_shared_to_generic(numbers + (n * 8 + lane() % 4 * 2) * 4));
     }
 
-    /* Scores to probabilities. */
+    /* Scores to probabilities, of these blocks of 8 queries. */
+    template <int FROM = 0, int TO = BLOCK_M / 8>
     __device__ __forceinline__ void exponentiate(float (&p)[BLOCK_M / 2], uint32_t offsets) {
         float factor = args.negative ? -args.scale_log2 : args.scale_log2;
 #pragma unroll
-        for (int n = 0; n < BLOCK_M / 8; n++) {
+        for (int n = FROM; n < TO; n++) {
             float2 offset = of_queries(offsets, n);
 #pragma unroll
             for (int e = 0; e < 4; e++)
@@ -166,8 +167,23 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
         }
     }
 
-    /* Clears what a query does not see, or what is no key. */
-    __device__ __forceinline__ void mask(float (&c)[BLOCK_M / 2], int first_key, int tile) {
+    /* dS = P (V dO^T - delta) */
+    __device__ __forceinline__ void multiply_by(float (&ds)[BLOCK_M / 2], const float (&p)[BLOCK_M / 2], uint32_t deltas) {
+#pragma unroll
+        for (int n = 0; n < BLOCK_M / 8; n++) {
+            float2 delta = of_queries(deltas, n);
+#pragma unroll
+            for (int e = 0; e < 4; e++) ds[n * 4 + e] = (ds[n * 4 + e] - (e % 2 ? delta.y : delta.x)) * p[n * 4 + e];
+        }
+    }
+
+    /* A score whose probability is 0. */
+    __device__ __forceinline__ float unseen() const {
+        return args.negative ? CUDART_INF_F : -CUDART_INF_F;
+    }
+
+    /* Sets what a query does not see, or what is no key. */
+    __device__ __forceinline__ void mask(float (&c)[BLOCK_M / 2], int first_key, int tile, float value) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             int key = first_key + warp_row() + half * 8 + lane() / 4;
@@ -176,7 +192,7 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
             for (int n = 0; n < BLOCK_M / 8; n++)
 #pragma unroll
                 for (int e = 0; e < 2; e++)
-                    if (n * 8 + e < first) c[n * 4 + half * 2 + e] = 0;
+                    if (n * 8 + e < first) c[n * 4 + half * 2 + e] = value;
         }
     }
 
@@ -197,10 +213,15 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
 
     /* ---- dq ------------------------------------------------------------------------------------ */
 
+    /* Where the warp puts dq. */
+    __device__ __forceinline__ uint32_t dq_place(int warpgroup) const {
+        return dq_tile + warpgroup * DQ_BYTES + warp_row() * (DQ_BYTES / 64);
+    }
+
     /* A part of the warp's dq to shared memory, from where it is added to the sum: the count-th of its warpgroup. */
     __device__ __forceinline__ void put_queries(const float (&c)[32], int part, int warpgroup, unsigned count) {
         ptx::mbarrier_wait(own().dq_empty(warpgroup), Ring<1>{count}.parity() ^ 1);
-        uint32_t to = dq_tile + warpgroup * DQ_BYTES + warp_row() * (DQ_BYTES / 64) + lane() * 16;
+        uint32_t to = dq_place(warpgroup) + lane() * 16;
 #pragma unroll
         for (int n = 0; n < 8 / DQ_PARTS; n++) ptx::store_4(to + n * 512, &c[(part * 8 / DQ_PARTS + n) * 4]);
     }

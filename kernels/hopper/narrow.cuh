@@ -1,6 +1,6 @@
 /* Attention backward on Hopper for head dimensions up to 128, after Shah et al., "FlashAttention-3" (2024): a block keeps 128
- * keys, 64 to a warpgroup, and walks the queries that see it; then it takes the next walk. dq is made a step later: the
- * warpgroups then need not wait for each other. docs/kernels/hopper-backward.md tells why the steps are in this order. */
+ * keys, 64 to a warpgroup, and walks the queries that see it; then it takes the next walk. A step is in one of two orders, for
+ * which docs/kernels/hopper-backward.md has the reasons. */
 #ifndef CUFLASH_HOPPER_NARROW_CUH
 #define CUFLASH_HOPPER_NARROW_CUH
 
@@ -8,8 +8,8 @@
 
 namespace cuflash {
 
-template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES>
-struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, T, DIM, BLOCK_M, BLOCK_N, BLOCK_N> {
+template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, bool LATE>
+struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES, LATE>, T, DIM, BLOCK_M, BLOCK_N, BLOCK_N> {
     using Base = Gradients<NarrowBackward, T, DIM, BLOCK_M, BLOCK_N, BLOCK_N>;
     using Base::args, Base::maps, Base::walk, Base::dq_tile, Base::walk_at;
     using Base::WARPS, Base::WARPGROUPS, Base::K_BYTES, Base::Q_BYTES, Base::K_PANEL, Base::Q_PANEL, Base::ROW_BYTES;
@@ -125,8 +125,66 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
         ptx::wgmma_commit();
     }
 
-    /* The steps of a walk, one after the other: dk and dv of the warpgroup's keys, and dq on its way. */
+    /* dq of a tile to shared memory, from where another thread adds it. */
+    __device__ __forceinline__ void give_queries(const float (&dq)[32], int warpgroup, unsigned count) {
+        Base::put_queries(dq, 0, warpgroup, count);
+        ptx::fence_proxy_async();
+        __syncwarp();
+        arrive(dq_full(warpgroup));
+    }
+
+    /* The steps of a walk, one after the other: dk and dv of the warpgroup's keys, and dq on its way. The exponentials are begun
+     * under V dO^T; others come after it, where what is made of them fills the time that they take. */
     __device__ __forceinline__ void multiply_walk(float (&dk)[DIM / 2], float (&dv)[DIM / 2], Steps &ring, int warpgroup) {
+        constexpr int EARLY = DIM == 64 ? 8 : 2; /* blocks of 8 queries: measured */
+        uint32_t k_rows = k_tile + warpgroup * 64 * 128, v_rows = v_tile + warpgroup * 64 * 128;
+        int head = walk.head, tile = walk.tile, first_key = walk.first_key + warpgroup * 64;
+        for (int step = 0; step < walk.steps; step++, ring.count++) {
+            float p[BLOCK_M / 2], ds[BLOCK_M / 2], dq[32]; /* p: scores, then probabilities */
+            uint32_t x[BLOCK_M / 16][4], y[BLOCK_M / 16][4];
+            uint32_t q_tile = q_tiles + ring.stage() * Q_BYTES, do_tile = do_tiles + ring.stage() * Q_BYTES;
+            uint32_t rows = row_tiles + ring.stage() * 2 * ROW_BYTES;
+            Ring<2> s_ring = {ring.count};
+            uint32_t s_tile = s_tiles + s_ring.stage() * S_BYTES;
+            bool masked = tile < walk.unmasked;
+            ptx::mbarrier_wait(full(ring.stage()), ring.parity());
+            Base::template multiply_rows<false>(p, k_rows, q_tile);
+            Base::template multiply_rows<false>(ds, v_rows, do_tile);
+            ptx::wgmma_wait<1>();
+            ptx::wgmma_hold(p);
+            if (masked) Base::mask(p, first_key, tile, Base::unseen());
+            Base::template exponentiate<0, EARLY>(p, rows);
+            ptx::wgmma_wait<0>();
+            ptx::wgmma_hold(ds);
+            if (masked) Base::mask(ds, first_key, tile, 0);
+            Base::template exponentiate<EARLY>(p, rows);
+            Base::pack_left(x, p);
+            Base::multiply_by(ds, p, rows + ROW_BYTES);
+            Base::pack_left(y, ds);
+            ptx::mbarrier_wait(s_empty(s_ring.stage()), s_ring.parity() ^ 1);
+            Base::put(s_tile + warpgroup * Q_PANEL, y);
+            Base::add_keys(dv, x, do_tile);
+            ptx::fence_proxy_async();
+            __syncwarp();
+            arrive(s_full(s_ring.stage()));
+            ptx::mbarrier_wait(s_full(s_ring.stage()), s_ring.parity());
+            multiply_queries(dq, s_tile, warpgroup);
+            Base::add_keys(dk, y, q_tile);
+            ptx::wgmma_wait<1>();
+            ptx::wgmma_hold(dq);
+            arrive(s_empty(s_ring.stage()));
+            give_queries(dq, warpgroup, ring.count);
+            ptx::wgmma_wait<0>();
+            ptx::wgmma_hold(dk);
+            ptx::wgmma_hold(dv);
+            arrive_all(empty(ring.stage()));
+            Base::next_tile(walk, head, tile);
+        }
+    }
+
+    /* The same with dq made a step later and scores begun a step earlier. The warpgroups do not wait for each other, but a walk
+     * takes longer to begin and to end. */
+    __device__ __forceinline__ void multiply_walk_late(float (&dk)[DIM / 2], float (&dv)[DIM / 2], Steps &ring, int warpgroup) {
         float p[BLOCK_M / 2], ds[BLOCK_M / 2], dq[32]; /* p: scores, then probabilities */
         uint32_t k_rows = k_tile + warpgroup * 64 * 128, v_rows = v_tile + warpgroup * 64 * 128;
         int head = walk.head, tile = walk.tile, first_key = walk.first_key + warpgroup * 64;
@@ -152,14 +210,14 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
             }
             begin_with_delta(ds, rows + ROW_BYTES);
             Base::template multiply_rows<true>(ds, v_rows, do_tile);
-            Base::exponentiate(p, rows);
-            if (masked) Base::mask(p, first_key, tile);
-            Base::pack_left(x, p);
+            if (masked) Base::mask(p, first_key, tile, Base::unseen());
             ptx::wgmma_wait<0>();
             ptx::wgmma_hold(ds);
+            if (masked) Base::mask(ds, first_key, tile, 0);
+            Base::exponentiate(p, rows);
+            Base::pack_left(x, p);
 #pragma unroll
             for (int i = 0; i < BLOCK_M / 2; i++) ds[i] *= p[i];
-            if (masked) Base::mask(ds, first_key, tile);
             Base::add_keys(dv, x, do_tile);
             Base::pack_left(y, ds);
             ptx::mbarrier_wait(s_empty(s_ring.stage()), s_ring.parity() ^ 1);
@@ -184,22 +242,16 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
         ptx::wgmma_hold(dq);
         ptx::wgmma_hold(dk);
         arrive_all(empty(last.stage()));
-        auto add = [&](unsigned count) {
-            Base::put_queries(dq, 0, warpgroup, count);
-            ptx::fence_proxy_async();
-            __syncwarp();
-            arrive(dq_full(warpgroup));
-        };
         if (walk.steps > 1) {
             arrive(s_empty(s_before.stage()));
-            add(ring.count - 2);
+            give_queries(dq, warpgroup, ring.count - 2);
         }
         ptx::mbarrier_wait(s_full(s_last.stage()), s_last.parity());
         multiply_queries(dq, s_tiles + s_last.stage() * S_BYTES, warpgroup);
         ptx::wgmma_wait<0>();
         ptx::wgmma_hold(dq);
         arrive(s_empty(s_last.stage()));
-        add(ring.count - 1);
+        give_queries(dq, warpgroup, ring.count - 1);
     }
 
     __device__ __forceinline__ void multiply(int warpgroup) {
@@ -211,7 +263,12 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
             ptx::barrier_sync(1 + warpgroup, 128);
             if (walk.steps < 0) break; /* so the compiler knows that below they are not */
             float dk[DIM / 2] = {}, dv[DIM / 2] = {};
-            if (walk.steps > 0) multiply_walk(dk, dv, ring, warpgroup);
+            if (walk.steps > 0) {
+                if constexpr (LATE)
+                    multiply_walk_late(dk, dv, ring, warpgroup);
+                else
+                    multiply_walk(dk, dv, ring, warpgroup);
+            }
             arrive(walk_empty());
             store_walk(dk, dv, ring, warpgroup);
         }
@@ -252,20 +309,14 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
             return;
         }
         bool spoilt = false;
-        if (args.boxed) { /* by way of the places for dS and for dq, as soon as nobody reads these */
-            uint32_t s_tile = s_tiles + warpgroup * Q_PANEL + warp_row() * 128;
-            uint32_t dq = dq_tile + warpgroup * Base::DQ_BYTES + warp_row() * (Base::DQ_BYTES / 64);
-            for (unsigned i = 0; i < 2; i++) {
-                Ring<2> s_next = {ring.count + i};
-                ptx::mbarrier_wait(s_empty(s_next.stage()), s_next.parity() ^ 1);
-            }
-            if (args.dv) spoilt |= store_box(dv, first_key, 1, s_tile, S_BYTES, maps.dv);
-            ptx::mbarrier_wait(dq_empty(warpgroup), Ring<1>{ring.count}.parity() ^ 1);
-            if (args.dk) spoilt |= store_box(dk, first_key, args.scale, dq, BOX_BYTES, maps.dk);
-        } else {
-            spoilt |= Base::store(dv, first_key, 1, args.dv, args.dv_stride, args.head_dim_v);
-            spoilt |= Base::store(dk, first_key, args.scale, args.dk, args.dk_stride, args.head_dim);
+        uint32_t s_tile = s_tiles + warpgroup * Q_PANEL + warp_row() * 128;
+        for (unsigned i = 0; i < 2; i++) { /* by way of the places for dS and for dq, as soon as nobody reads these */
+            Ring<2> s_next = {ring.count + i};
+            ptx::mbarrier_wait(s_empty(s_next.stage()), s_next.parity() ^ 1);
         }
+        if (args.dv) spoilt |= store_box(dv, first_key, 1, s_tile, S_BYTES, maps.dv);
+        ptx::mbarrier_wait(dq_empty(warpgroup), Ring<1>{ring.count}.parity() ^ 1);
+        if (args.dk) spoilt |= store_box(dk, first_key, args.scale, Base::dq_place(warpgroup), BOX_BYTES, maps.dk);
         if (!args.causal || !__any_sync(0xffffffff, spoilt)) return;
         if (lane() == 0) ptx::add_wait(), ptx::fence_proxy_async_global(); /* repairs come after what was stored */
         __syncwarp();

@@ -221,7 +221,7 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
             Base::exponentiate(p, row_tiles + ring.stage() * 2 * ROW_BYTES);
             __syncwarp();
             arrive_all(q_empty(ring.stage()));
-            if (tile < walk.unmasked) Base::mask(p, first_key, tile);
+            if (tile < walk.unmasked) Base::mask(p, first_key, tile, 0);
             ptx::mbarrier_wait(p_empty(), once.parity() ^ 1);
 #pragma unroll
             for (int n = 0; n < 8; n++) ptx::store_4(p_at(n), &p[n * 4]);
@@ -276,7 +276,7 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
             }
             __syncwarp();
             arrive_all(p_empty());
-            if (tile < walk.unmasked) Base::mask(ds, first_key, tile);
+            if (tile < walk.unmasked) Base::mask(ds, first_key, tile, 0);
             Base::pack_left(y, ds);
             ptx::mbarrier_wait_cluster(s_empty(), once.parity() ^ 1);
             Base::put(s_tiles + rank * PANEL, y);

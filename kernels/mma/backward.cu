@@ -5,6 +5,7 @@
 #include <math_constants.h>
 
 #include "attention.h"
+#include "common/chosen.cuh"
 #include "common/repair.cuh"
 #include "common/row.cuh"
 #include "common/turn.cuh"
@@ -338,17 +339,24 @@ __device__ __forceinline__ void finish(const cuflash_attention_args &args) {
 
 } // namespace cuflash
 
-#define KERNEL(type, suffix, dim, block_m, block_n, stages, threads, blocks)                                                   \
+#define KERNEL(chosen, type, suffix, dim, block_m, block_n, stages, threads, blocks)                                           \
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                                              \
         cuflash_mma_backward_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_attention_args args) {  \
         extern __shared__ __align__(128) unsigned char shared[];                                                               \
-        cuflash::Backward<type, dim, block_m, block_n, stages, threads>(args, shared).run();                                   \
+        if constexpr (chosen)                                                                                                  \
+            cuflash::Backward<type, dim, block_m, block_n, stages, threads>(args, shared).run();                               \
+        else                                                                                                                   \
+            __trap();                                                                                                          \
     }                                                                                                                          \
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                                              \
         cuflash_mma_finish_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_attention_args args) {    \
-        cuflash::finish<type, dim, block_m, block_n, stages, threads>(args);                                                   \
+        if constexpr (chosen)                                                                                                  \
+            cuflash::finish<type, dim, block_m, block_n, stages, threads>(args);                                               \
+        else                                                                                                                   \
+            __trap();                                                                                                          \
     }
+constexpr cuflash::RowSize rows[] = {CUFLASH_MMA_BACKWARD(CUFLASH_ROW_SIZE)};
 #define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                    \
-    KERNEL(__half, f16, dim, block_m, block_n, stages, threads, blocks)                                                        \
-    KERNEL(__nv_bfloat16, bf16, dim, block_m, block_n, stages, threads, blocks)
+    KERNEL(cuflash::is_chosen(rows, dim, smem_bytes), __half, f16, dim, block_m, block_n, stages, threads, blocks)             \
+    KERNEL(cuflash::is_chosen(rows, dim, smem_bytes), __nv_bfloat16, bf16, dim, block_m, block_n, stages, threads, blocks)
 CUFLASH_MMA_BACKWARD(KERNELS)

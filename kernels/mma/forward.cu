@@ -306,8 +306,12 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
         __shared__ cuflash::Place<type> place;                                                                                 \
         cuflash::Forward<output, type, dim, block_m, block_n, stages, threads>(args, shared, place).run();                     \
     }
-#define BOTH(...) KERNEL(forward, true, __VA_ARGS__) KERNEL(statistics, false, __VA_ARGS__)
-#define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                    \
-    BOTH(__half, f16, dim, block_m, block_n, stages, threads, blocks)                                                          \
-    BOTH(__nv_bfloat16, bf16, dim, block_m, block_n, stages, threads, blocks)
-CUFLASH_MMA_FORWARD(KERNELS)
+#define KERNELS(kind, output, dim, block_m, block_n, stages, threads, blocks)                                                  \
+    KERNEL(kind, output, __half, f16, dim, block_m, block_n, stages, threads, blocks)                                          \
+    KERNEL(kind, output, __nv_bfloat16, bf16, dim, block_m, block_n, stages, threads, blocks)
+#define FORWARD(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                    \
+    KERNELS(forward, true, dim, block_m, block_n, stages, threads, blocks)
+#define STATISTICS(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                 \
+    KERNELS(statistics, false, dim, block_m, block_n, stages, threads, blocks)
+CUFLASH_MMA_FORWARD(FORWARD)
+CUFLASH_MMA_STATISTICS(STATISTICS)

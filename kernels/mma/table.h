@@ -17,6 +17,12 @@
     X(192, 64, 64, 1, 128, 0, CUFLASH_MMA_FORWARD_SMEM(192, 64, 64, 1))                                                        \
     X(256, 64, 64, 1, 128, 0, CUFLASH_MMA_FORWARD_SMEM(256, 64, 64, 1))
 
+/* Statistics alone, which are seldom wanted. */
+#define CUFLASH_MMA_STATISTICS(X)                                                                                              \
+    X(64, 128, 128, 1, 128, 0, CUFLASH_MMA_FORWARD_SMEM(64, 128, 128, 1))                                                      \
+    X(128, 128, 64, 1, 128, 0, CUFLASH_MMA_FORWARD_SMEM(128, 128, 64, 1))                                                      \
+    X(256, 64, 64, 1, 128, 0, CUFLASH_MMA_FORWARD_SMEM(256, 64, 64, 1))
+
 /* K and V, `stages` tiles of Q and of dO, and P and dS. */
 #define CUFLASH_MMA_BACKWARD_SMEM(dim, block_m, block_n, stages)                                                               \
     (2 * (dim) * (2 * (block_n) + 2 * (stages) * (block_m)) + 4 * (block_m) * (block_n))

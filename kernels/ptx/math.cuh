@@ -2,7 +2,9 @@
 #ifndef CUFLASH_PTX_MATH_CUH
 #define CUFLASH_PTX_MATH_CUH
 
+#include <cuda_fp16.h>
 #include <stdint.h>
+#include <type_traits>
 
 namespace ptx {
 

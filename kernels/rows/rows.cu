@@ -43,7 +43,7 @@ __device__ __forceinline__ float load_lse(const cuflash_attention_args &args, in
 }
 
 /* As a backward uses it; where there is none yet it is to be computed. */
-__device__ __forceinline__ void store_lse(const cuflash_attention_args &args, float lse, int64_t at) {
+__device__ __forceinline__ void use_lse(const cuflash_attention_args &args, float lse, int64_t at) {
     bool empty = lse == -CUDART_INF_F;
     args.row_max[at] = empty ? CUDART_INF_F : 0;
     args.row_log[at] = empty ? 0 : lse * 1.4426950408889634f;
@@ -87,7 +87,7 @@ __device__ __forceinline__ void begin_rows(const cuflash_attention_args &args, i
             for (int mask = 1 << log >> 1; mask > 0; mask /= 2) sum[i] += __shfl_xor_sync(0xffffffff, sum[i], mask);
             if (lane != 0 || row + i * step >= end) continue;
             args.row_delta[number + row + i * step] = sum[i];
-            store_lse(args, lse[i], number + row + i * step);
+            use_lse(args, lse[i], number + row + i * step);
         }
     }
 }

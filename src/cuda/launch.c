@@ -15,24 +15,27 @@
 
 /* ---- Families ----------------------------------------------------------------------------------- */
 
-/* The kernels of one construction. Their entry points are cuflash_<family>_<pass>_<dtype>_d<dim>_<block_m>x<block_n>. */
+/* The kernels of one construction. Their entry points are cuflash_<family>_<pass>_<dtype>_d<dim>_<block_m>x<block_n>, and "_late"
+ * of rows that are so. */
 struct cuflash_cuda_family {
     const char *name, *what;
     int oldest, newest; /* compute capability, 10 * major + minor; 0: any later one */
     bool float32, half;
-    bool maps;                                    /* takes q, k and v by tensor maps */
+    bool maps;                                    /* takes q, k and v by tensor maps, and gradients */
     const cuflash_kernel_row *forward, *backward; /* rows by head dimension, then by preference; dim 0 ends them; or NULL */
     const cuflash_kernel_row *statistics;         /* rows of forward kernels that compute statistics alone; or NULL */
     const cuflash_fatbin *forward_fatbin, *backward_fatbin;
     int finish_threads; /* of the kernel after a backward; 0: as many as that has */
 };
 
-#define HOPPER_ROW(...) {__VA_ARGS__},
+#define HOPPER_FORWARD_ROW(...) {__VA_ARGS__, 0},
+#define HOPPER_BACKWARD_ROW(...) {__VA_ARGS__},
 #define ROW(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                        \
-    {dim, block_m, block_n, stages, threads, blocks, smem_bytes, CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1},
-static const cuflash_kernel_row hopper_forward[] = {CUFLASH_HOPPER_FORWARD(HOPPER_ROW){0}};
-static const cuflash_kernel_row hopper_backward[] = {CUFLASH_HOPPER_BACKWARD(HOPPER_ROW){0}};
+    {dim, block_m, block_n, stages, threads, blocks, smem_bytes, CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1, 0},
+static const cuflash_kernel_row hopper_forward[] = {CUFLASH_HOPPER_FORWARD(HOPPER_FORWARD_ROW){0}};
+static const cuflash_kernel_row hopper_backward[] = {CUFLASH_HOPPER_BACKWARD(HOPPER_BACKWARD_ROW){0}};
 static const cuflash_kernel_row mma_forward[] = {CUFLASH_MMA_FORWARD(ROW){0}};
+static const cuflash_kernel_row mma_statistics[] = {CUFLASH_MMA_STATISTICS(ROW){0}};
 static const cuflash_kernel_row mma_backward[] = {CUFLASH_MMA_BACKWARD(ROW){0}};
 static const cuflash_kernel_row tf32_forward[] = {CUFLASH_TF32_FORWARD(ROW){0}};
 static const cuflash_kernel_row fma_forward[] = {CUFLASH_FMA_FORWARD(ROW){0}};
@@ -41,7 +44,8 @@ static const cuflash_kernel_row fma_backward[] = {CUFLASH_FMA_BACKWARD(ROW){0}};
 static const cuflash_kernel_row fma_half_forward[] = {CUFLASH_FMA_HALF_FORWARD(ROW){0}};
 static const cuflash_kernel_row fma_half_backward[] = {CUFLASH_FMA_HALF_BACKWARD(ROW){0}};
 #undef ROW
-#undef HOPPER_ROW
+#undef HOPPER_FORWARD_ROW
+#undef HOPPER_BACKWARD_ROW
 
 /* By preference. */
 static const cuflash_cuda_family families[] = {
@@ -62,7 +66,7 @@ static const cuflash_cuda_family families[] = {
      .half = true,
      .forward = mma_forward,
      .backward = mma_backward,
-     .statistics = mma_forward,
+     .statistics = mma_statistics,
      .forward_fatbin = &cuflash_fatbin_mma_forward,
      .backward_fatbin = &cuflash_fatbin_mma_backward},
     {.name = "tf32",
@@ -120,10 +124,11 @@ static bool is_vector(const cuflash_problem *p) {
     return true;
 }
 
-/* Can tensor maps tell how a [batch, heads, seq, dim] tensor lies? It has rows that is_vector takes. */
+/* Can tensor maps tell how a [batch, heads, seq, dim] tensor lies, where it is given? It has rows that is_vector takes. */
 static bool is_mappable(const cuflash_operand *x, int64_t batch, int64_t heads, int64_t seq) {
     enum { LIMIT = 1 << 30 }; /* 16-bit elements from one to the next; maps have 2^40 bytes */
     const struct { int64_t size, stride; } all[] = {{batch, x->batch}, {heads, x->head}, {seq, x->seq}};
+    if (!x->data) return true;
     for (int i = 0; i < 3; i++)
         if (all[i].size > 1 && (all[i].stride <= 0 || all[i].stride / 8 > LIMIT)) return false;
     return true;
@@ -139,8 +144,8 @@ static bool takes(const cuflash_cuda_family *f, const cuflash_problem *p, const 
     if (!f->maps) return true;
     return f->forward_fatbin->data && cuflash_cuda_get_driver(NULL)->cuTensorMapEncodeTiled && is_vector(p) &&
            is_mappable(&p->q, p->batch, p->heads, p->seq_q) && is_mappable(&p->k, p->batch, p->heads_kv, p->seq_k) &&
-           is_mappable(&p->v, p->batch, p->heads_kv, p->seq_k) &&
-           (!p->d_o.data || is_mappable(&p->d_o, p->batch, p->heads, p->seq_q));
+           is_mappable(&p->v, p->batch, p->heads_kv, p->seq_k) && is_mappable(&p->d_o, p->batch, p->heads, p->seq_q) &&
+           is_mappable(&p->dk, p->batch, p->heads_kv, p->seq_k) && is_mappable(&p->dv, p->batch, p->heads_kv, p->seq_k);
 }
 
 static int64_t larger_dim(const cuflash_problem *p) {
@@ -151,8 +156,10 @@ static int64_t larger_dim(const cuflash_problem *p) {
 static const cuflash_kernel_row *find_row(const cuflash_kernel_row *rows, const cuflash_problem *p,
                                           const cuflash_cuda_properties *device, int *largest) {
     int64_t dim = larger_dim(p);
+    int compiled = CUFLASH_SHARED_LIMIT(10 * device->major + device->minor);
+    int most = device->shared_bytes < compiled ? device->shared_bytes : compiled;
     for (; rows->dim; rows++) {
-        if (rows->smem_bytes > device->shared_bytes) continue;
+        if (rows->smem_bytes > most) continue;
         if (p->seq_k > (p->causal ? rows->keys_causal : rows->keys)) continue;
         if (rows->dim >= dim) return rows;
         if (rows->dim > *largest) *largest = rows->dim;
@@ -333,18 +340,21 @@ static bool finishes(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
            (p->causal ? p->seq_k / 2 : p->seq_k) >= 4 * plan->row.dim;
 }
 
-/* Can a backward's blocks write dk and dv by tensor maps? */
-static bool boxed(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
-    return plan->family->maps && CUFLASH_HOPPER_FINISHES(plan->row.dim) &&
-           (!p->dk.data || is_mappable(&p->dk, p->batch, p->heads_kv, p->seq_k)) &&
-           (!p->dv.data || is_mappable(&p->dv, p->batch, p->heads_kv, p->seq_k));
+/* As many causal units as one may go through at the same time, 16 or fewer: so that what they read, and their sums of dq, stays
+ * in the L2 cache. That saves energy, not clocks, and so time where a GPU is slowed down by the power it draws. */
+static int32_t causal_units_together(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    enum { CACHED = 40 << 20 }; /* of the 50 MB of an H200 */
+    int64_t each = plan->rows * plan->row.dim * 8;
+    int32_t units = CUFLASH_UNITS_TOGETHER;
+    while (p->heads == p->heads_kv && units > 2 && units * each > CACHED) units /= 2;
+    return units;
 }
 
 /* Blocks that take turns at dq wait for those of their unit that began before them, so these should begin a step or two
  * earlier: the shorter walks are, the more units must be gone through at the same time for that. Causal walks are of all
- * lengths, and in an order of their own already (common/order.cuh). Measured: docs/kernels/hopper-backward.md. */
+ * lengths, and begin apart already where they take no turns. Measured: docs/kernels/hopper-backward.md. */
 static int32_t units_together(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
-    if (p->causal) return p->deterministic ? 4096 / plan->row.dim : CUFLASH_UNITS_TOGETHER;
+    if (p->causal) return p->deterministic ? 4096 / plan->row.dim : causal_units_together(plan, p);
     if (!takes_turns(plan, p)) return 1;
     int64_t begin = cuflash_cuda_get_properties(p->device)->multiprocessors / plan->row.cluster; /* at the same time */
     int64_t steps = plan->rows / plan->row.block_m, units = begin * (p->deterministic ? 2 : 1) / steps;
@@ -359,8 +369,8 @@ enum { ENTRY_TEXT = 96 };
 
 static const char *entry_name(char text[ENTRY_TEXT], const cuflash_cuda_family *family, const char *kind, cuflash_dtype dtype,
                               const cuflash_kernel_row *row) {
-    snprintf(text, ENTRY_TEXT, "cuflash_%s_%s_%s_d%d_%dx%d", family->name, kind, dtype_suffix(dtype), row->dim, row->block_m,
-             row->block_n);
+    snprintf(text, ENTRY_TEXT, "cuflash_%s_%s_%s_d%d_%dx%d%s", family->name, kind, dtype_suffix(dtype), row->dim, row->block_m,
+             row->block_n, row->late ? "_late" : "");
     return text;
 }
 
@@ -491,10 +501,8 @@ static cuflash_status make_maps(call *c, int q_rows) {
     if (p->d_o.data) CUFLASH_TRY(make_map(c, &c->maps.d_o, &p->d_o, p->heads, p->seq_q, p->head_dim_v, q_rows));
     if (c->args.finishes)
         CUFLASH_TRY(make_map(c, &c->maps.dq, &p->dq, p->heads, p->seq_q, p->head_dim, CUFLASH_HOPPER_DQ_ROWS));
-    if (c->args.boxed && p->dk.data)
-        CUFLASH_TRY(make_map(c, &c->maps.dk, &p->dk, p->heads_kv, p->seq_k, p->head_dim, CUFLASH_HOPPER_DK_ROWS));
-    if (c->args.boxed && p->dv.data)
-        CUFLASH_TRY(make_map(c, &c->maps.dv, &p->dv, p->heads_kv, p->seq_k, p->head_dim_v, CUFLASH_HOPPER_DK_ROWS));
+    if (p->dk.data) CUFLASH_TRY(make_map(c, &c->maps.dk, &p->dk, p->heads_kv, p->seq_k, p->head_dim, CUFLASH_HOPPER_DK_ROWS));
+    if (p->dv.data) CUFLASH_TRY(make_map(c, &c->maps.dv, &p->dv, p->heads_kv, p->seq_k, p->head_dim_v, CUFLASH_HOPPER_DK_ROWS));
     int keys = row->block_n / row->cluster;
     CUFLASH_TRY(make_map(c, &c->maps.k, &p->k, p->heads_kv, p->seq_k, p->head_dim, keys));
     return make_map(c, &c->maps.v, &p->v, p->heads_kv, p->seq_k, p->head_dim_v, keys);
@@ -536,7 +544,6 @@ static cuflash_status run_backward(call *c, char *workspace) {
     c->args.together = units_together(plan, p);
     c->args.stored = family->maps;
     c->args.finishes = finishes(plan, p);
-    c->args.boxed = boxed(plan, p);
     if (family->maps) CUFLASH_TRY(make_maps(c, row->block_m));
 
     snprintf(entry, sizeof entry, "cuflash_rows_begin_%s", dtype_suffix(p->dtype));

@@ -142,7 +142,7 @@ describe("attention from Lua", function()
     { "out is an input", function() cf.attention(q, q, q, { out = q }) end, "overlaps" },
     { "the pass is unknown", function() cf.explain(q, k, v, { pass = "both" }) end, "argument 'pass'" },
     { "the reference is asked for determinism", function() cf.reference.attention(q, k, v, { deterministic = true }) end,
-      "reference.attention: unknown option 'deterministic'" },
+      "reference.attention: unknown option 'deterministic' (it takes 'causal', " },
   }
   for _, case in ipairs(refused) do
     it("is refused where " .. case[1], function()

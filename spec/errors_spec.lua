@@ -240,7 +240,8 @@ describe("bad input", function()
     assert.raises_at_caller(function() cf.atention() end, "cuflash has no 'atention' (did you mean 'attention'?)")
     assert.raises_at_caller(function() cf.zeros({ 1 }, { dtpye = "f32" }) end, "zeros: unknown option 'dtpye' (did you mean 'dtype'?)")
     assert.raises_at_caller(function() cf.zeros({ 1 }, { dtype = "flaot16" }) end, "got 'flaot16' (did you mean 'float16'?)")
-    assert.raises_at_caller(function() cf.zeros({ 1 }, { whatever = 1 }) end, "zeros: unknown option 'whatever'")
+    assert.raises_at_caller(function() cf.zeros({ 1 }, { whatever = 1 }) end,
+      "zeros: unknown option 'whatever' (it takes 'device' and 'dtype')")
     assert.raises_at_caller(function() cf.load("x", { "f32" }) end, "load: expected options by name")
   end)
 

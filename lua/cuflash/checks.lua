@@ -211,6 +211,16 @@ function checks.cuda_device(name, argument, value)
   return device
 end
 
+-- " (it takes 'a' and 'b')"
+local function listed(known)
+  local names = {}
+  for name in pairs(known) do names[#names + 1] = ("'%s'"):format(name) end
+  if #names == 0 then return " (it takes none)" end
+  table.sort(names)
+  local last = table.remove(names)
+  return (" (it takes %s%s)"):format(#names > 0 and table.concat(names, ", ") .. " and " or "", last)
+end
+
 --- A table of options; unknown ones are refused.
 -- @tparam table known the names there are, as keys
 -- @treturn table the options, or an empty table
@@ -223,7 +233,8 @@ function checks.options(name, value, known)
       if type(key) ~= "string" then
         raise("%s: expected options by name, such as {%s = ...}, got one at [%s]", name, (next(known)), tostring(key))
       end
-      raise("%s: unknown option '%s'%s", name, key, errors.suggest(key, known))
+      local suggestion = errors.suggest(key, known)
+      raise("%s: unknown option '%s'%s", name, key, suggestion ~= "" and suggestion or listed(known))
     end
   end
   return value

@@ -36,6 +36,7 @@ typedef struct {
     int32_t lse_half;   /* lse is float16, not float32 */
     int32_t vector;     /* every row of every array begins at a multiple of 16 bytes and holds whole 16 bytes: so are head_dim
                            and head_dim_v multiples of 16 bytes */
+    int32_t packed;     /* forward: 2^packed heads of a group are neighbouring rows of a tile of queries */
     float scale;        /* as given, with its sign: what gradients are scaled by */
     float scale_log2;   /* |scale| * log2(e), never 0: what scores are scaled by */
 
@@ -48,7 +49,8 @@ typedef struct {
     int32_t ordered;  /* deterministic: additions to dq_sum come in the order of keys */
     int32_t stored;   /* dq_sum is not cleared: what the first tile of keys adds is stored, and others come after it */
     int32_t finishes; /* dq is made of its sum by the blocks themselves; where there is more to do, `turn` of a tile says so */
-    int32_t *ticket;  /* families whose blocks stay: the numbers of the next walk, and of the next tile of dq to finish */
+    int32_t *ticket;  /* families whose blocks stay: the numbers of the next walk, and of the next tile of dq to finish.
+                         Forward: of the next tile of queries; NULL: they are dealt out beforehand */
 } cuflash_attention_args;
 
 /* The most shared memory that a plan counts on, in bytes a block, by compute capability (10 * major + minor). Rows that need more,

@@ -229,6 +229,8 @@ describe("a poisoned element", function()
   if attention.device ~= "cpu" then -- whose kernels for rows of whole 16 bytes are others
     shapes[#shapes + 1] = { name = "whole vectors", batch = 2, heads = 4, heads_kv = 2, seq_q = 75, seq_k = 140, dim = 40, dim_v = 24 }
     shapes[#shapes + 1] = { name = "wide heads", batch = 1, heads = 2, heads_kv = 1, seq_q = 140, seq_k = 75, dim = 192, dim_v = 136 }
+    shapes[#shapes + 1] = { name = "heads of a group in a tile", batch = 5, heads = 32, heads_kv = 2, seq_q = 3, seq_k = 40, dim = 96,
+      dim_v = 24 }
     shapes[#shapes + 1] = { name = "many keys", batch = 1, heads = 2, heads_kv = 1, seq_q = 75, seq_k = 530, dim = 64, dim_v = 24 }
   end
   local poisons = { { "NaN", 0 / 0 }, { "infinity", math.huge }, { "minus infinity", -math.huge } }

@@ -129,7 +129,7 @@ local function growing(to_the_last)
 end
 
 describe("a forward of few keys or many #gpu", function()
-  local KERNELS = { [64] = 3, [128] = 2 } -- on sm_90, of a head dimension
+  local KERNELS = { [64] = 2, [128] = 2 } -- on sm_90, of a head dimension
   local values = { { "normal logits", "bfloat16" }, { "logits that grow", "float16", growing(true) },
     { "logits that fall", "float16", growing(false) } }
 
@@ -180,6 +180,58 @@ describe("a backward whose blocks may go from tile to tile #gpu", function()
         for _, deterministic in ipairs { true, false } do
           attention.check(case, "bfloat16", inputs, attention.run(case, inputs, deterministic))
         end
+      end)
+    end
+  end
+end)
+
+describe("a forward whose blocks may go from tile to tile #gpu", function()
+  local multiprocessors = cf.cuda.is_available() and cf.cuda.device_info().multiprocessors or 1
+  local many = 3 * multiprocessors -- heads that have more tiles than there are blocks
+  local values = { { "bfloat16" }, { "float16", growing(true) } }
+  -- `together`: heads of a group that are in a tile on sm_90
+  local shapes = {
+    { name = "not causal", heads = many + 1, seq_q = 130, seq_k = 70 },
+    { name = "causal", heads = many + 1, seq_q = 130, seq_k = 130, causal = true },
+    { name = "causal, an odd number of tiles", heads = many - 5, seq_q = 300, seq_k = 310, causal = true },
+    { name = "causal, many keys", heads = multiprocessors + 1, seq_q = 200, seq_k = 1100, causal = true },
+    { name = "queries that see nothing", heads = many + 7, seq_q = 150, seq_k = 40, causal = true },
+    { name = "a query, heads of a group in a tile", batch = many, heads = 16, heads_kv = 2, seq_q = 1, seq_k = 70, together = 8 },
+    { name = "some queries, two heads in a tile", batch = many, heads = 4, heads_kv = 2, seq_q = 9, seq_k = 150, causal = true,
+      together = 2 },
+    { name = "64 heads in a tile", batch = math.ceil(many / 32), heads = 64, heads_kv = 1, seq_q = 3, seq_k = 90, causal = true,
+      together = 64 },
+    { name = "heads in several tiles", batch = math.ceil(many / 56), heads = 64, heads_kv = 8, seq_q = 37, seq_k = 60, causal = true,
+      together = 8 },
+    { name = "heads in a tile, many keys", batch = math.ceil(multiprocessors / 28), heads = 32, heads_kv = 4, seq_q = 5, seq_k = 1100,
+      causal = true, together = 8 },
+    { name = "heads in a tile, queries that see nothing", batch = many, heads = 4, heads_kv = 1, seq_q = 9, seq_k = 5, causal = true,
+      together = 4 },
+    { name = "a group of 3, which no tile holds", batch = many, heads = 6, heads_kv = 2, seq_q = 2, seq_k = 70 },
+  }
+
+  for _, shape in ipairs(shapes) do
+    for i, dims in ipairs { { 64, 64 }, { 96, 40 }, { 128, 128 }, { 192, 64 }, { 256, 256 } } do
+      local value = values[i % 2 + 1]
+      local case = attention.case(shape, { dim = dims[1], dim_v = dims[2], fill = value[2],
+        bound = value[2] and attention.cancelling_bound })
+      on_gpu(("has the oracle's results: %s, head dims %d and %d, %s"):format(case.name, dims[1], dims[2], value[1]), function()
+        local inputs = make(case, value[1])
+        local tile = cf.explain(inputs.q, inputs.k, inputs.v, { causal = case.causal }).forward.tile
+        if cf.cuda.device_info().compute == 90 then
+          assert.are.equal(shape.together and ("of %d heads"):format(shape.together), tile:match "of %d+ heads")
+        end
+        local got = attention.run(case, inputs)
+        attention.check(case, value[1], inputs, got)
+        local first = got.o:cpu()
+        for times = 1, 3 do
+          local again = cf.attention(inputs.q, inputs.k, inputs.v, { causal = case.causal })
+          bits.assert_same(again, first, ("o of run %d"):format(times))
+        end
+        for _, name in ipairs { "q", "k", "v" } do -- [batch, seq, heads, dim] in memory
+          inputs[name] = inputs[name]:transpose(2, 3):contiguous():transpose(2, 3)
+        end
+        bits.assert_same((cf.attention(inputs.q, inputs.k, inputs.v, { causal = case.causal })), first, "o by sequence")
       end)
     end
   end

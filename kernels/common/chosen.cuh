@@ -1,5 +1,5 @@
 /* Which rows of a launch table are compiled: those that a plan can choose on the architectures of this pass of the compiler.
- * Others, of which most tables have two to a head dimension, would take a third of the time that all kernels take. */
+ * Most tables have two others to a head dimension. */
 #ifndef CUFLASH_COMMON_CHOSEN_CUH
 #define CUFLASH_COMMON_CHOSEN_CUH
 

@@ -22,6 +22,7 @@ static __device__ __forceinline__ float warp_sum(float x) {
 /* The dot product of two rows, in every lane. */
 template <typename T> static __device__ __forceinline__ float dot(const T *x, const T *y, int dim) {
     float sum = 0;
+#pragma unroll 1 /* little code: it is compiled into every kernel */
     for (int d = threadIdx.x % 32; d < dim; d += 32) sum = fmaf(to_float(x[d]), to_float(y[d]), sum);
     return warp_sum(sum);
 }
@@ -42,6 +43,7 @@ static __device__ __noinline__ void repair_o_row(const cuflash_attention_args &a
     int visible = visible_keys(args, row);
     const T *q = row_of<T>(args.q, args.q_stride, batch, head, row);
     float max = -CUDART_INF_F, sum = 0, out[MAX_LANE_DIMS] = {};
+#pragma unroll 1
     for (int j = 0; j < visible; j++) {
         float s = score(args, q, row_of<T>(args.k, args.k_stride, batch, head_kv, j));
         float now = fmaxf(max, s), finite = now == -CUDART_INF_F ? 0 : now;
@@ -61,11 +63,13 @@ static __device__ __noinline__ void repair_o_row(const cuflash_attention_args &a
     if (LSE && lane == 0) store_lse(args, batch, head, row, max, sum);
 }
 
-/* A warp's rows of o. A NaN among keys that a row does not see has spoilt some, as 0 * NaN is NaN. */
+/* A warp's rows of o, of as many heads as are packed. A NaN among keys that a row does not see has spoilt some, as 0 * NaN is
+ * NaN. */
 template <typename T>
 static __device__ __noinline__ void repair_rows(const cuflash_attention_args &args, int batch, int head, int first, int end) {
     __syncwarp();
-    for (int row = first; row < end; row++) repair_o_row<T>(args, batch, head, row);
+    for (int row = first; row < end; row++)
+        repair_o_row<T>(args, batch, head + (row & (1 << args.packed) - 1), row >> args.packed);
 }
 
 /* The probability of a key for a row, from the row's statistics. */
@@ -82,6 +86,7 @@ static __device__ __noinline__ void repair_dq_row(const cuflash_attention_args &
     const T *q = row_of<T>(args.q, args.q_stride, batch, head, row),
             *d_o = row_of<T>(args.d_o, args.d_o_stride, batch, head, row);
     float sum[MAX_LANE_DIMS] = {};
+#pragma unroll 1
     for (int j = 0; j < visible; j++) {
         const T *k = row_of<T>(args.k, args.k_stride, batch, head_kv, j);
         float p = probability(args, score(args, q, k), number);
@@ -105,6 +110,7 @@ static __device__ __noinline__ void repair_dk_dv_row(const cuflash_attention_arg
             *v = row_of<T>(args.v, args.v_stride, batch, head_kv, key);
     float dk_sum[MAX_LANE_DIMS] = {}, dv_sum[MAX_LANE_DIMS] = {};
     for (int head = head_kv * args.group; head < (head_kv + 1) * args.group; head++)
+#pragma unroll 1
         for (int row = first_query(args, key); row < args.seq_q; row++) {
             int64_t number = row_number(args, batch, head, row);
             const T *q = row_of<T>(args.q, args.q_stride, batch, head, row),

@@ -5,6 +5,7 @@
 #include <math_constants.h>
 
 #include "attention.h"
+#include "common/order.cuh"
 #include "common/repair.cuh"
 #include "common/row.cuh"
 #include "hopper/ring.cuh"
@@ -13,65 +14,13 @@
 #include "hopper/warp.cuh"
 #include "ptx/barrier.cuh"
 #include "ptx/copy.cuh"
+#include "ptx/grid.cuh"
 #include "ptx/math.cuh"
 #include "ptx/matrix.cuh"
 #include "ptx/tensor_copy.cuh"
 #include "ptx/wgmma.cuh"
 
 namespace cuflash {
-
-/* A block's tiles of queries, one after the other. All blocks are there at the same time, so which gets which is settled
- * beforehand. Causal: the longest tile of a head and its shortest are a block's, the second longest and the second shortest,
- * and so on; these pairs are equal. The heads that are left when all blocks have as many pairs, and where tiles are not causal
- * all heads: every gridDim.x-th tile; causal from the longest to the shortest, to and fro. */
-template <int BLOCK_M, int BLOCK_N> struct Work {
-    const cuflash_attention_args &args;
-    unsigned round = 0;
-
-    int batch, head, first_row;
-    int tiles; /* of keys that a query sees; one at least, whose mask then hides all; 0: there is no tile of queries */
-
-    __device__ __forceinline__ Work(const cuflash_attention_args &args) : args(args) {
-    }
-
-    /* Goes on to the next tile. */
-    __device__ __forceinline__ void next() {
-        tiles = 0;
-        /* Made anew for each tile: between them, registers are short. */
-        unsigned tiles_m = (static_cast<unsigned>(ptx::anew(args.seq_q)) + BLOCK_M - 1) / BLOCK_M,
-                 units = args.batch * args.heads;
-        unsigned unit, tile;
-        if (args.causal) {
-            choose_causal(tiles_m, units, unit, tile);
-        } else {
-            unsigned number = round++ * gridDim.x + blockIdx.x;
-            unit = number / tiles_m, tile = number % tiles_m;
-        }
-        if (unit >= units) return;
-        batch = unit / args.heads, head = unit % args.heads;
-        first_row = tile * BLOCK_M;
-        int end = visible_keys(args, min(first_row + BLOCK_M, args.seq_q) - 1);
-        tiles = max(1, (end + BLOCK_N - 1) / BLOCK_N);
-    }
-
-    __device__ __forceinline__ void choose_causal(unsigned tiles_m, unsigned units, unsigned &unit, unsigned &tile) {
-        unsigned blocks = gridDim.x, block = blockIdx.x, each = (tiles_m + 1) / 2; /* pairs of a unit */
-        unsigned paired = each * units / blocks * blocks / each, pairs = paired * each, number = round / 2 * blocks + block;
-        if (number < pairs) {
-            unit = number / each, tile = number % each;
-            bool longest = !(round & 1), alone = tile == tiles_m - 1 - tile; /* the middle one */
-            if (longest) tile = tiles_m - 1 - tile;
-            round += alone ? 2 : 1;
-        } else { /* those after the last round of pairs, which need not be whole, begin with the first block that it left out */
-            unsigned left = units - paired, again = round - (pairs + blocks - 1 - block) / blocks * 2;
-            unsigned place = (block + blocks - pairs % blocks) % blocks;
-            number = again * blocks + (again & 1 ? blocks - 1 - place : place);
-            unit = units, tile = 0;
-            if (number < tiles_m * left) unit = paired + number % left, tile = tiles_m - 1 - number / left;
-            round++;
-        }
-    }
-};
 
 template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGES, int THREADS, int BLOCKS> struct Forward {
     static constexpr int WARPGROUPS = BLOCK_M / 64;
@@ -80,7 +29,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
     static constexpr int Q_PANEL = 64 * 128, K_PANEL = BLOCK_N * 128; /* bytes */
     static constexpr int Q_BYTES = WARPGROUPS * PANELS * Q_PANEL, K_BYTES = PANELS * K_PANEL;
     static constexpr int BARRIER_BYTES = CUFLASH_HOPPER_BARRIER_BYTES;
-    static_assert((2 * Q_STAGES + 4 * STAGES) * 8 <= BARRIER_BYTES, "room for barriers");
+    static_assert((2 * Q_STAGES + 4 * STAGES + 4) * 8 <= BARRIER_BYTES, "room for barriers");
     /* Registers of a thread: when the kernel is launched, then of those that copy, and of those that multiply. */
     static constexpr int LAUNCHED = 65536 / (THREADS * BLOCKS) / 8 * 8, COPYING = WARPGROUPS == 2 ? 40 : 32;
     static constexpr int MULTIPLYING = (LAUNCHED * (WARPGROUPS + 1) - COPYING) / WARPGROUPS / 8 * 8;
@@ -120,13 +69,43 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
         return barriers + (2 * Q_STAGES + 3 * STAGES + stage) * 8;
     }
 
-    /* What the tile of queries in a stage is: the thread that copies it writes this for the others. */
+    /* The same of what the thread that copies V is told. */
+    __device__ __forceinline__ uint32_t told_full(int stage) const {
+        return barriers + (2 * Q_STAGES + 4 * STAGES + stage) * 8;
+    }
+    __device__ __forceinline__ uint32_t told_empty(int stage) const {
+        return barriers + (2 * Q_STAGES + 4 * STAGES + 2 + stage) * 8;
+    }
+
+    /* A tile of queries. The thread that copies it writes it for those that multiply, and for the one that copies V. */
     struct Item {
-        int batch, head, first_row;
-        int tiles; /* of keys; 0: there is no further tile of queries */
+        int batch, head, first_row; /* the first head of those in the tile */
+        int tiles; /* of keys that a query sees; one at least, whose mask then hides all; 0: there is no tile of queries */
     };
     __device__ __forceinline__ Item &item_of(int stage) const {
         return *static_cast<Item *>(__cvta_shared_to_generic(items + stage * sizeof(Item)));
+    }
+    __device__ __forceinline__ Item &told(int stage) const {
+        return item_of(2 + stage);
+    }
+
+    /* Rows are the queries of a head, or of so many heads of a group: those of the first query, then of the second. */
+    __device__ __forceinline__ int all_rows() const {
+        return args.seq_q << args.packed;
+    }
+    __device__ __forceinline__ int visible(int row) const {
+        return visible_keys(args, row >> args.packed);
+    }
+
+    /* The number-th one. Causal: those of args.together heads from the longest to the shortest, then of the next heads. */
+    __device__ __forceinline__ Item item_at(int number) const {
+        int tiles_m = (all_rows() + BLOCK_M - 1) / BLOCK_M, heads = args.heads >> args.packed, units = args.batch * heads;
+        if (number >= units * tiles_m) return {0, 0, 0, 0};
+        Order order = order_of_block(number, tiles_m, units, args.together);
+        int first_row = (args.causal ? tiles_m - 1 - order.tile : order.tile) * BLOCK_M;
+        int end = visible(min(first_row + BLOCK_M, all_rows()) - 1);
+        int batch = order.unit / heads, head = order.unit % heads << args.packed;
+        return {batch, head, first_row, max(1, (end + BLOCK_N - 1) / BLOCK_N)};
     }
 
     /* Read by the lane that says for its warp when that is done. */
@@ -139,6 +118,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
     __device__ __forceinline__ void make_barriers() {
         constexpr int WARPS = 4 * WARPGROUPS; /* each says for itself that it has read */
         for (int i = 0; i < Q_STAGES; i++) ptx::mbarrier_init(q_full(i), 1), ptx::mbarrier_init(q_empty(i), WARPS);
+        for (int i = 0; i < 2; i++) ptx::mbarrier_init(told_full(i), 1), ptx::mbarrier_init(told_empty(i), 1);
         for (int i = 0; i < STAGES; i++) {
             ptx::mbarrier_init(k_full(i), 1), ptx::mbarrier_init(k_empty(i), WARPS);
             ptx::mbarrier_init(v_full(i), 1), ptx::mbarrier_init(v_empty(i), WARPS);
@@ -154,17 +134,17 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
         for (int i = 0; i < PANELS; i++) ptx::load_box(to + i * panel_bytes, &map, full, i * 64, row, head, batch);
     }
 
-    __device__ __forceinline__ void copy_queries(const Work<BLOCK_M, BLOCK_N> &work, Queries &ring) {
+    __device__ __forceinline__ void copy_queries(const Item &item, Queries &ring) {
         uint32_t full = q_full(ring.stage());
         ptx::mbarrier_wait(q_empty(ring.stage()), ring.parity() ^ 1);
-        item_of(ring.stage()) = {work.batch, work.head, work.first_row, work.tiles};
-        if (work.tiles == 0) {
+        item_of(ring.stage()) = item;
+        if (item.tiles == 0) {
             ptx::mbarrier_arrive(full);
         } else {
             ptx::mbarrier_arrive_expect(full, Q_BYTES);
-            for (int i = 0; i < WARPGROUPS; i++)
-                copy_rows(q_tiles + ring.stage() * Q_BYTES + i * (Q_BYTES / WARPGROUPS), maps.q, full, Q_PANEL,
-                          work.first_row + i * 64, work.head, work.batch);
+            for (int i = 0; i < WARPGROUPS * PANELS; i++)
+                ptx::load_box_packed(q_tiles + ring.stage() * Q_BYTES + i * Q_PANEL, &maps.q, full, i % PANELS * 64,
+                                     item.first_row + i / PANELS * 64 >> args.packed, item.head >> args.packed, item.batch);
         }
         ring.count++;
     }
@@ -179,36 +159,63 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
         ring.count++;
     }
 
-    /* The thread that copies Q and K. Where there is room for two tiles of queries, the next one comes early. */
+    __device__ __forceinline__ void tell(const Item &item, Ring<2> &ring) {
+        ptx::mbarrier_wait(told_empty(ring.stage()), ring.parity() ^ 1);
+        told(ring.stage()) = item;
+        ptx::mbarrier_arrive(told_full(ring.stage()));
+        ring.count++;
+    }
+
+    /* The thread that copies Q and K, and says which tile of queries is next. Where blocks draw them, it draws when few tiles of
+     * keys are left to copy: later, and its block would wait; earlier, and a block that is behind would hold what another one
+     * could do. Where there is room for two tiles of queries, the next one is copied before the last keys of this one. */
     __device__ __forceinline__ void copy_scores() {
+        /* How many tiles of keys are then left after this one. Without drawing all is as early as can be. */
+        const int drawn = args.ticket ? 3 : CUFLASH_ANY_KEYS, copied = args.ticket ? 1 : CUFLASH_ANY_KEYS;
         Keys k_ring;
         Queries q_ring;
-        Work<BLOCK_M, BLOCK_N> work(args);
-        work.next();
-        if (Q_STAGES > 1) copy_queries(work, q_ring);
-        while (work.tiles > 0) {
-            int tile = work.tiles - 1, head_kv = work.head / args.group, batch = work.batch;
-            auto copy_k = [&]() { copy_keys(k_tiles, maps.k, k_full(0), k_empty(0), k_ring, tile, head_kv, batch); };
-            copy_k();
-            if (Q_STAGES > 1) {
-                if (--tile >= 0) copy_k();
-                work.next();
+        Ring<2> v_ring;
+        int number = blockIdx.x;
+        Item item;
+        auto draw = [&]() {
+            if (args.ticket) {
+                ptx::wait_for_grid();
+                number = gridDim.x + atomicAdd(args.ticket, 1);
+            } else {
+                number += gridDim.x;
             }
-            copy_queries(work, q_ring);
-            while (--tile >= 0) copy_k();
-            if (Q_STAGES == 1) work.next();
+        };
+        auto next = [&]() {
+            item = item_at(number);
+            tell(item, v_ring);
+            if (Q_STAGES > 1) copy_queries(item, q_ring);
+            if (item.tiles <= drawn) draw();
+        };
+        next();
+        while (item.tiles > 0) {
+            int tiles = item.tiles, head_kv = item.head / args.group, batch = item.batch;
+            for (int tile = tiles - 1; tile >= 0; tile--) {
+                if (tile == drawn) draw();
+                copy_keys(k_tiles, maps.k, k_full(0), k_empty(0), k_ring, tile, head_kv, batch);
+                if (Q_STAGES > 1 && tile == min(copied, max(0, tiles - 2))) next();
+                if (Q_STAGES == 1 && tile == tiles - 1) copy_queries(item, q_ring);
+            }
+            if (Q_STAGES == 1) next();
         }
-        if (Q_STAGES == 1) copy_queries(work, q_ring);
+        if (Q_STAGES == 1) copy_queries(item, q_ring);
     }
 
     /* The thread that copies V. */
     __device__ __forceinline__ void copy_values() {
         Keys v_ring;
-        Work<BLOCK_M, BLOCK_N> work(args);
-        for (work.next(); work.tiles > 0; work.next()) {
-            int head_kv = work.head / args.group;
-            for (int tile = work.tiles - 1; tile >= 0; tile--)
-                copy_keys(v_tiles, maps.v, v_full(0), v_empty(0), v_ring, tile, head_kv, work.batch);
+        for (Ring<2> ring;; ring.count++) {
+            ptx::mbarrier_wait(told_full(ring.stage()), ring.parity());
+            Item item = told(ring.stage());
+            ptx::mbarrier_arrive(told_empty(ring.stage()));
+            if (item.tiles == 0) break;
+            int head_kv = item.head / args.group;
+            for (int tile = item.tiles - 1; tile >= 0; tile--)
+                copy_keys(v_tiles, maps.v, v_full(0), v_empty(0), v_ring, tile, head_kv, item.batch);
         }
     }
 
@@ -251,10 +258,10 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
     }
 
     /* Hides keys that do not exist, or that a row does not see. */
-    __device__ __forceinline__ void mask(float (&s)[BLOCK_N / 2], int first_row, int tile) {
+    __device__ __forceinline__ void mask(float (&s)[BLOCK_N / 2], const int (&seen)[2], int tile) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            int left = visible_keys(args, first_row + warp_row() + half * 8 + lane() / 4) - tile * BLOCK_N - lane() % 4 * 2;
+            int left = seen[half] - tile * BLOCK_N - lane() % 4 * 2;
 #pragma unroll
             for (int n = 0; n < BLOCK_N / 8; n++)
 #pragma unroll
@@ -406,16 +413,17 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
             sum += __shfl_xor_sync(0xffffffff, sum, 1);
             sum += __shfl_xor_sync(0xffffffff, sum, 2);
             int row = first_row + warp_row() + half * 8 + lane() / 4;
-            bool inside = row < args.seq_q;
-            if (lane() % 4 == 0 && inside) store_lse(args, batch, head, row, rows.reference[half], sum);
+            bool inside = row < all_rows();
+            int query = row >> args.packed, own_head = head + (row & (1 << args.packed) - 1);
+            if (lane() % 4 == 0 && inside) store_lse(args, batch, own_head, query, rows.reference[half], sum);
             float factor = sum == 0 ? 0 : ptx::reciprocal_approx(sum);
-            store_half<T, DIM>(out, half, factor, row_of<T>(args.o, args.o_stride, batch, head, row),
+            store_half<T, DIM>(out, half, factor, row_of<T>(args.o, args.o_stride, batch, own_head, query),
                                inside ? args.head_dim_v : 0);
         }
         if (__any_sync(0xffffffff, spoilt)) {
             ptx::wgmma_wait<0>();
             int first = first_row + warp_row();
-            repair_rows<T>(args, batch, head, first, min(args.seq_q, first + 16));
+            repair_rows<T>(args, batch, head, first, min(all_rows(), first + 16));
         }
     }
 
@@ -431,7 +439,8 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
 
     /* The product of a tile with V, under way while the next tile's probabilities are made. */
     template <bool MASKED>
-    __device__ __forceinline__ void go_on(float (&s)[BLOCK_N / 2], float (&out)[DIM / 2], Rows &rows, Place &place) {
+    __device__ __forceinline__ void go_on(float (&s)[BLOCK_N / 2], float (&out)[DIM / 2], Rows &rows, Place &place,
+                                          const int (&seen)[2]) {
         uint32_t p[BLOCK_N / 16][4];
         pack_probabilities(p, s);
         place.tile--;
@@ -446,7 +455,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
         float factor[2];
         bool later = false;
         if (MASKED) {
-            mask(s, place.first_row, place.tile);
+            mask(s, seen, place.tile);
             softmax(s, rows, factor);
             /* The assembler would put the softmax off until the product with V is done, under which it is to run. So what
              * stands between waits for sums that are not negative. */
@@ -473,9 +482,9 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
         place.first_row = read(item.first_row) + warpgroup * 64, place.tile = read(item.tiles) - 1;
         bool more = place.tile >= 0;
         /* The last tiles of keys may be for later warpgroups alone; and queries past the last want none, but are given one. */
-        int end = place.first_row < args.seq_q ? visible_keys(args, min(place.first_row + 64, args.seq_q) - 1) : 0;
+        int end = place.first_row < all_rows() ? visible(min(place.first_row + 64, all_rows()) - 1) : 0;
         int last = ptx::uniform(max(0, (end + BLOCK_N - 1) / BLOCK_N - 1));
-        place.unmasked = ptx::uniform(max(0, visible_keys(args, place.first_row) - 1) / BLOCK_N);
+        place.unmasked = ptx::uniform(max(0, visible(place.first_row) - 1) / BLOCK_N);
         if (place.tile > last) {
             ptx::wgmma_wait<0>();
             ptx::wgmma_hold(out);
@@ -509,12 +518,15 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int Q_STAGE
             ptx::wgmma_hold(s);
             arrive(k_empty(place.ring.stage()));
             place.ring.count++;
-            if ((place.tile + 1) * BLOCK_N > visible_keys(args, place.first_row)) mask(s, place.first_row, place.tile);
+            int seen[2]; /* made here, as in the mask it costs the addresses of all products their uniform registers */
+#pragma unroll
+            for (int half = 0; half < 2; half++) seen[half] = visible(place.first_row + warp_row() + half * 8 + lane() / 4);
+            if ((place.tile + 1) * BLOCK_N > visible(place.first_row)) mask(s, seen, place.tile);
             softmax(s, rows, factor);
             Keys v_ring = {place.ring.count - 1};
             ptx::mbarrier_wait(v_full(v_ring.stage()), v_ring.parity());
-            while (place.tile > place.unmasked) go_on<true>(s, out, rows, place);
-            while (place.tile > 0) go_on<false>(s, out, rows, place);
+            while (place.tile > place.unmasked) go_on<true>(s, out, rows, place, seen);
+            while (place.tile > 0) go_on<false>(s, out, rows, place, seen);
 
             /* The last product with V; under it the first of the next tile of queries begins, and under that this one ends. */
             uint32_t p[BLOCK_N / 16][4];

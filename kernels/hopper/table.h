@@ -37,7 +37,6 @@ enum { CUFLASH_HOPPER_BARRIER_BYTES = 320 };
  * tiles. */
 #define CUFLASH_HOPPER_FORWARD(X)                                                                                              \
     X(64, 64, 64, 2, 256, 3, CUFLASH_HOPPER_FORWARD_SMEM(64, 64, 64, 2), 512, 1024, 1)                                         \
-    X(64, 128, 128, 4, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(64, 128, 128, 4), 0, 2048, 1)                                       \
     X(64, 192, 128, 4, 512, 1, CUFLASH_HOPPER_FORWARD_SMEM(64, 192, 128, 4), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1)            \
     X(96, 128, 128, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(96, 128, 128, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1)            \
     X(128, 128, 64, 4, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(128, 128, 64, 4), 512, 1024, 1)                                     \

@@ -20,6 +20,16 @@ __device__ __forceinline__ void load_box(uint32_t destination, const void *map, 
                  : "memory");
 }
 
+/* The same of a map that has a dimension more, at 0, between column and row. */
+__device__ __forceinline__ void load_box_packed(uint32_t destination, const void *map, uint32_t barrier, int column, int row,
+                                                int head, int batch) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], "
+        "[%2];" ::"r"(destination),
+        "l"(map), "r"(barrier), "r"(column), "r"(0), "r"(row), "r"(head), "r"(batch)
+        : "memory");
+}
+
 /* So many bytes, a multiple of 16 at one, to shared memory; arrives at the barrier with them. */
 __device__ __forceinline__ void load_bytes(uint32_t destination, const void *from, int bytes, uint32_t barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(destination),

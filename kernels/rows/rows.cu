@@ -164,6 +164,13 @@ template <typename T> __device__ __forceinline__ void sum(const cuflash_attentio
         cuflash_rows_sum_##suffix(const __grid_constant__ cuflash_attention_args args) {                                       \
         cuflash::sum<type>(args);                                                                                              \
     }
+
+/* Before a forward whose blocks draw tiles, which they begin with. */
+extern "C" __global__ void cuflash_rows_ticket(const __grid_constant__ cuflash_attention_args args) {
+    *args.ticket = 0;
+    ptx::launch_dependents();
+}
+
 KERNEL(float, f32)
 KERNEL(__half, f16)
 KERNEL(__nv_bfloat16, bf16)

@@ -261,7 +261,8 @@ EXPORT CUresult cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void 
                                        const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int interleave,
                                        int swizzle, int promotion, int fill) {
     ALIVE;
-    if ((size_t)map % 64 || (size_t)address % 16 || rank != 4 || interleave || fill || promotion < 0 || promotion > 3)
+    if ((size_t)map % 64 || (size_t)address % 16 || rank < 3 || rank > 5 || interleave || fill || promotion < 0 ||
+        promotion > 3)
         return ERROR_INVALID_VALUE;
     if (type != CU_TENSOR_MAP_DATA_TYPE_FLOAT16 && type != CU_TENSOR_MAP_DATA_TYPE_BFLOAT16) return ERROR_INVALID_VALUE;
     for (unsigned i = 0; i < rank; i++) {
@@ -269,18 +270,11 @@ EXPORT CUresult cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void 
         if (i > 0 && (strides[i - 1] == 0 || strides[i - 1] % 16 || strides[i - 1] >= 1ull << 40)) return ERROR_INVALID_VALUE;
     }
     if (swizzle == CU_TENSOR_MAP_SWIZZLE_128B && box[0] * 2 > 128) return ERROR_INVALID_VALUE;
-    uint64_t words[16] = {(uint64_t)(size_t)address,
-                          sizes[0],
-                          sizes[1],
-                          sizes[2],
-                          sizes[3],
-                          strides[0],
-                          strides[1],
-                          strides[2],
-                          box[0],
-                          box[1],
-                          box[2],
-                          box[3]};
+    uint64_t words[16] = {(uint64_t)(size_t)address, rank};
+    for (unsigned i = 0; i < rank; i++) {
+        words[2 + i] = sizes[i], words[7 + i] = box[i];
+        if (i > 0) words[11 + i] = strides[i - 1];
+    }
     memcpy(map, words, sizeof words);
     return CUDA_SUCCESS;
 }

@@ -180,6 +180,42 @@ static void test_tensor_maps(void) {
     cuflash_tensor_release(&one);
 }
 
+/* On sm_90 blocks draw causal tiles of queries where there are more of them than blocks, with a counter as workspace. Tiles hold
+ * the heads of a group where blocks have less to do then, which there must be a tensor map for. */
+static void test_tiles_of_queries(void) {
+    const struct {
+        int batch, heads, heads_kv, seq_q;
+        bool causal, drawn;
+        const char *tile;
+    } cases[] = {{2, 4, 4, 300, true, false, "tile: 64 queries x 64 keys"},
+                 {50, 32, 4, 320, true, true, "tile: 64 queries x 64 keys"},
+                 {50, 32, 4, 320, false, false, "tile: 64 queries x 64 keys"},
+                 {200, 64, 8, 1, false, false, "tile: 8 queries of 8 heads x 64 keys"},
+                 {200, 64, 8, 3, true, true, "tile: 8 queries of 8 heads x 64 keys"},
+                 {2, 64, 8, 1, false, false, "tile: 64 queries x 64 keys"},
+                 {200, 48, 8, 1, false, false, "tile: 64 queries x 64 keys"}};
+    if (sm() != 90) return;
+    for (int i = 0; i < COUNT_OF(cases); i++) {
+        check_in("case %d", i);
+        cuflash_tensor q = make(CUFLASH_BFLOAT16, 0, cases[i].batch, cases[i].heads, cases[i].seq_q, 64);
+        cuflash_tensor k = make(CUFLASH_BFLOAT16, 0, cases[i].batch, cases[i].heads_kv, 300, 64);
+        cuflash_tensor o = make(CUFLASH_BFLOAT16, 0, cases[i].batch, cases[i].heads, cases[i].seq_q, 64);
+        cuflash_attention a = {.struct_size = sizeof a, .q = &q, .k = &k, .v = &k, .o = &o};
+        if (cases[i].causal) a.flags = CUFLASH_CAUSAL;
+        char plan[1024];
+        size_t bytes;
+        REQUIRE_OK(cuflash_attention_plan(&a, CUFLASH_FORWARD, plan, sizeof plan));
+        REQUIRE_OK(cuflash_attention_workspace(&a, CUFLASH_FORWARD, &bytes));
+        CHECK_F(strstr(plan, cases[i].tile), "the plan:\n%s", plan);
+        CHECK(bytes == (cases[i].drawn ? 4 : 0));
+        long launches = fake.launches();
+        CHECK_OK(cuflash_attention_forward(&a));
+        CHECK_F(fake.launches() - launches == 1 + cases[i].drawn, "got %ld launches", fake.launches() - launches);
+        cuflash_tensor_release(&q), cuflash_tensor_release(&k), cuflash_tensor_release(&o);
+    }
+    check_in("%s", "");
+}
+
 /* Few tiles of keys are dealt out to several blocks each; of many, those that are left for the last wave of blocks; where
  * there is nothing to gain, none is. */
 static void test_parts(void) {
@@ -377,6 +413,7 @@ int main(int argc, char **argv) {
     test_memory();
     test_plans();
     test_tensor_maps();
+    test_tiles_of_queries();
     test_parts();
     test_workspace();
     test_refusals();

@@ -304,11 +304,44 @@ static void deal_out(cuflash_cuda_plan *plan, const cuflash_problem *p) {
     plan->tiles = plan->whole + (plan->walks - plan->whole) * plan->parts;
 }
 
+/* Of how many blocks, or clusters of them, there is room at the same time, as far as the table tells. */
+static int64_t slots_of(const cuflash_cuda_plan *plan, const cuflash_cuda_properties *device) {
+    const cuflash_kernel_row *row = &plan->row;
+    return (int64_t)(device->multiprocessors / row->cluster) * (row->blocks ? row->blocks : 1);
+}
+
 /* Blocks of families that take tensors by maps stay, and go from tile to tile. */
 static int64_t blocks_for(const cuflash_cuda_plan *plan, const cuflash_cuda_properties *device) {
-    const cuflash_kernel_row *row = &plan->row;
-    int64_t most = device->multiprocessors / row->cluster * (row->blocks ? row->blocks : 1);
-    return (plan->family->maps && plan->tiles > most ? most : plan->tiles) * row->cluster;
+    int64_t most = slots_of(plan, device);
+    return (plan->family->maps && plan->tiles > most ? most : plan->tiles) * plan->row.cluster;
+}
+
+/* Blocks that go from tile to tile count them in 32 bits. */
+static cuflash_status check_tiles(const cuflash_cuda_plan *plan, const char *what) {
+    enum { LIMIT = INT32_MAX - 1024 };
+    if (!plan->family->maps || plan->tiles <= LIMIT) return CUFLASH_SUCCESS;
+    return cuflash_fail(CUFLASH_INVALID_DIMENSION, "attention: the problem has %lld tiles of %s, and a kernel takes at most %d",
+                        (long long)plan->tiles, what, LIMIT);
+}
+
+/* With so many heads of a group in a tile. */
+static int64_t tiles_of_queries(const cuflash_cuda_plan *plan, const cuflash_problem *p, int64_t packed) {
+    return divide_up(p->seq_q * packed, plan->row.block_m) * (p->heads / packed) * p->batch;
+}
+
+/* How many heads of a group a forward's tile holds, which are its neighbouring rows: all of them where that takes fewer rounds
+ * of all blocks, else one. */
+static int32_t heads_packed(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    enum { ROWS = 64 }; /* in a box of the map of q */
+    int64_t group = p->heads / p->heads_kv, slots = slots_of(plan, cuflash_cuda_get_properties(p->device));
+    if (!plan->family->maps || ROWS % group || p->seq_q > INT32_MAX / ROWS) return 1;
+    int64_t rounds = divide_up(tiles_of_queries(plan, p, 1), slots);
+    return divide_up(tiles_of_queries(plan, p, group), slots) < rounds ? (int32_t)group : 1;
+}
+
+/* Do the blocks of a forward draw their tiles of queries? Causal ones take longer or shorter. */
+static bool draws(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    return plan->family->maps && p->causal && plan->blocks < plan->tiles;
 }
 
 cuflash_status cuflash_cuda_plan_make(cuflash_cuda_plan *plan, const cuflash_problem *p, cuflash_pass pass,
@@ -319,14 +352,18 @@ cuflash_status cuflash_cuda_plan_make(cuflash_cuda_plan *plan, const cuflash_pro
     CUFLASH_TRY(check_sizes(p));
     CUFLASH_TRY(choose(p, device, pass, &plan->family, &plan->row));
     if (pass == CUFLASH_FORWARD) {
-        plan->tiles = divide_up(p->seq_q, plan->row.block_m) * p->heads * p->batch;
+        plan->packed = heads_packed(plan, p);
+        plan->tiles = tiles_of_queries(plan, p, plan->packed);
+        CUFLASH_TRY(check_tiles(plan, "queries"));
         plan->blocks = blocks_for(plan, device);
+        if (draws(plan, p)) *workspace_bytes = sizeof(int32_t);
         return CUFLASH_SUCCESS;
     }
     CUFLASH_TRY(choose_statistics(p, device, plan->family, &plan->stats_family, &plan->stats));
     plan->stats_blocks = divide_up(p->seq_q, plan->stats.block_m) * p->heads * p->batch;
     plan->rows = divide_up(p->seq_q, plan->row.block_m) * plan->row.block_m;
     deal_out(plan, p);
+    CUFLASH_TRY(check_tiles(plan, "keys"));
     plan->blocks = blocks_for(plan, device);
     *workspace_bytes = lay_out(plan, p).bytes;
     return CUFLASH_SUCCESS;
@@ -378,8 +415,10 @@ void cuflash_cuda_plan_describe(const cuflash_cuda_plan *plan, const cuflash_pro
                                 size_t size) {
     const cuflash_cuda_properties *device = cuflash_cuda_get_properties(p->device);
     const cuflash_kernel_row *row = &plan->row;
-    char entry[ENTRY_TEXT], clusters[32] = "", tiles[64] = "", parts[96] = "";
+    char entry[ENTRY_TEXT], clusters[32] = "", tiles[64] = "", parts[96] = "", heads[32] = "";
     int64_t dealt_out = plan->walks - plan->whole;
+    int packed = pass == CUFLASH_FORWARD ? plan->packed : 1;
+    if (packed > 1) snprintf(heads, sizeof heads, " of %d heads", packed);
     if (row->cluster > 1) snprintf(clusters, sizeof clusters, ", in clusters of %d", row->cluster);
     if (plan->blocks / row->cluster < plan->tiles)
         snprintf(tiles, sizeof tiles, ", for %lld tiles of %s",
@@ -395,15 +434,15 @@ void cuflash_cuda_plan_describe(const cuflash_cuda_plan *plan, const cuflash_pro
     snprintf(text, size,
              "device: cuda:%d, %s (sm_%d%d, %d multiprocessors)\n"
              "kernel: %s (%s)\n"
-             "tile: %d queries x %d keys, head dim %d\n"
+             "tile: %d queries%s x %d keys, head dim %d\n"
              "stages: %d\n"
              "threads: %d\n"
              "shared memory: %d bytes\n"
              "grid: %lld blocks%s%s%s%s\n",
              p->device, device->name, device->major, device->minor, device->multiprocessors,
              entry_name(entry, plan->family, pass == CUFLASH_FORWARD ? "forward" : "backward", p->dtype, row),
-             plan->family->what, row->block_m, row->block_n, row->dim, row->stages, row->threads, row->smem_bytes,
-             (long long)plan->blocks, clusters, tiles, parts,
+             plan->family->what, row->block_m / packed, heads, row->block_n, row->dim, row->stages, row->threads,
+             row->smem_bytes, (long long)plan->blocks, clusters, tiles, parts,
              pass == CUFLASH_FORWARD ? ""
              : p->deterministic      ? ", which add to dq in a fixed order"
                                      : ", which add to dq in any order");
@@ -476,28 +515,40 @@ static cuflash_attention_args make_args(const cuflash_problem *p) {
     return a;
 }
 
-/* Boxes of 64 columns and so many rows, of a [batch, heads, seq, dim] tensor of 16 bits. */
-static cuflash_status make_map(const call *c, cuflash_tensor_map *map, const cuflash_operand *x, int64_t heads, int64_t seq,
-                               int64_t dim, int rows) {
-    int64_t batch = c->p->batch;
-    uint64_t sizes[] = {(uint64_t)dim, (uint64_t)seq, (uint64_t)heads, (uint64_t)batch};
+/* Boxes of 64 columns and so many rows, of a [batch, heads, seq, dim] tensor of 16 bits. `together`: rows of so many heads are
+ * neighbours in a box, [batch, heads / together, seq, together, dim]; 0: there are none but of one head. */
+static cuflash_status make_map_of(const call *c, cuflash_tensor_map *map, const cuflash_operand *x, int64_t heads, int64_t seq,
+                                  int64_t dim, int rows, int together) {
+    int64_t each = together ? together : 1, batch = c->p->batch;
+    uint64_t sizes[] = {(uint64_t)dim, (uint64_t)each, (uint64_t)seq, (uint64_t)(heads / each), (uint64_t)batch};
     /* A dimension of one element may have any stride, and maps take multiples of 16 bytes. */
-    uint64_t strides[] = {seq > 1 ? (uint64_t)x->seq * 2 : 16, heads > 1 ? (uint64_t)x->head * 2 : 16,
-                          batch > 1 ? (uint64_t)x->batch * 2 : 16};
-    uint32_t box[] = {64, (uint32_t)rows, 1, 1}, steps[] = {1, 1, 1, 1};
+    uint64_t strides[] = {each > 1 ? (uint64_t)x->head * 2 : 16, seq > 1 ? (uint64_t)x->seq * 2 : 16,
+                          heads > each ? (uint64_t)(x->head * each) * 2 : 16, batch > 1 ? (uint64_t)x->batch * 2 : 16};
+    uint32_t box[] = {64, (uint32_t)each, (uint32_t)(rows / each), 1, 1}, steps[] = {1, 1, 1, 1, 1};
+    unsigned rank = 5;
+    if (!together) { /* one dimension less */
+        rank = 4;
+        memmove(sizes + 1, sizes + 2, 3 * sizeof *sizes), memmove(strides, strides + 1, 3 * sizeof *strides);
+        memmove(box + 1, box + 2, 3 * sizeof *box);
+    }
     int type = c->p->dtype == CUFLASH_FLOAT16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-    CUresult result = cuflash_cuda_get_driver(NULL)->cuTensorMapEncodeTiled(map, type, 4, x->data, sizes, strides, box, steps,
-                                                                            0, CU_TENSOR_MAP_SWIZZLE_128B,
+    CUresult result = cuflash_cuda_get_driver(NULL)->cuTensorMapEncodeTiled(map, type, rank, x->data, sizes, strides, box,
+                                                                            steps, 0, CU_TENSOR_MAP_SWIZZLE_128B,
                                                                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, 0);
     return result == CUDA_SUCCESS ? CUFLASH_SUCCESS : cuflash_cuda_fail(c->fn, "making a tensor map", result);
 }
 
+static cuflash_status make_map(const call *c, cuflash_tensor_map *map, const cuflash_operand *x, int64_t heads, int64_t seq,
+                               int64_t dim, int rows) {
+    return make_map_of(c, map, x, heads, seq, dim, rows, 0);
+}
+
 /* The arguments of a kernel that takes tensors by maps; q_rows: of Q, and of dO, in a box. Clusters share out keys. */
-static cuflash_status make_maps(call *c, int q_rows) {
+static cuflash_status make_maps(call *c, int q_rows, int q_heads) {
     const cuflash_problem *p = c->p;
     const cuflash_kernel_row *row = &c->plan->row;
     c->maps.attention = c->args;
-    CUFLASH_TRY(make_map(c, &c->maps.q, &p->q, p->heads, p->seq_q, p->head_dim, q_rows));
+    CUFLASH_TRY(make_map_of(c, &c->maps.q, &p->q, p->heads, p->seq_q, p->head_dim, q_rows, q_heads));
     if (p->d_o.data) CUFLASH_TRY(make_map(c, &c->maps.d_o, &p->d_o, p->heads, p->seq_q, p->head_dim_v, q_rows));
     if (c->args.finishes)
         CUFLASH_TRY(make_map(c, &c->maps.dq, &p->dq, p->heads, p->seq_q, p->head_dim, CUFLASH_HOPPER_DQ_ROWS));
@@ -508,12 +559,28 @@ static cuflash_status make_maps(call *c, int q_rows) {
     return make_map(c, &c->maps.v, &p->v, p->heads_kv, p->seq_k, p->head_dim_v, keys);
 }
 
-static cuflash_status run_forward(call *c) {
-    const cuflash_kernel_row *row = &c->plan->row;
+/* Of how many heads, or groups of packed ones, causal tiles are drawn before those of others, from the longest to the shortest:
+ * of so many that all blocks draw twice, three times where tiles are large. That is a long one and a short one, and what is
+ * read at a time stays in the L2 cache. All times it is of as many heads: the last ones should not be few. */
+static int32_t heads_together(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    if (!draws(plan, p)) return 1;
+    int64_t heads = p->batch * p->heads / plan->packed, rounds = plan->row.block_m > 128 ? 3 : 2;
+    int64_t most = rounds * plan->blocks / (plan->tiles / heads);
+    return most < 1 ? 1 : (int32_t)divide_up(heads, divide_up(heads, most));
+}
+
+static cuflash_status run_forward(call *c, char *workspace) {
+    const cuflash_cuda_plan *plan = c->plan;
+    const cuflash_kernel_row *row = &plan->row;
     char entry[ENTRY_TEXT];
-    if (c->plan->family->maps) CUFLASH_TRY(make_maps(c, 64));
-    entry_name(entry, c->plan->family, "forward", c->p->dtype, row);
-    return launch(c, c->plan->family->forward_fatbin, entry, c->plan->blocks, row->threads, row->smem_bytes);
+    bool drawn = draws(plan, c->p);
+    c->args.together = heads_together(plan, c->p);
+    while (1 << c->args.packed < plan->packed) c->args.packed++;
+    if (drawn) c->args.ticket = (int32_t *)workspace;
+    if (plan->family->maps) CUFLASH_TRY(make_maps(c, 64, plan->packed));
+    if (drawn) CUFLASH_TRY(launch(c, &cuflash_fatbin_rows, "cuflash_rows_ticket", 1, 1, 0));
+    entry_name(entry, plan->family, "forward", c->p->dtype, row);
+    return launch_kernel(c, plan->family->forward_fatbin, entry, plan->blocks, row->threads, row->smem_bytes, drawn);
 }
 
 /* The launches of a backward are told in kernels/attention.h. */
@@ -544,7 +611,7 @@ static cuflash_status run_backward(call *c, char *workspace) {
     c->args.together = units_together(plan, p);
     c->args.stored = family->maps;
     c->args.finishes = finishes(plan, p);
-    if (family->maps) CUFLASH_TRY(make_maps(c, row->block_m));
+    if (family->maps) CUFLASH_TRY(make_maps(c, row->block_m, 0));
 
     snprintf(entry, sizeof entry, "cuflash_rows_begin_%s", dtype_suffix(p->dtype));
     int64_t groups = p->batch * p->heads * divide_up(plan->rows, CUFLASH_ROWS_PER_BLOCK);
@@ -580,7 +647,7 @@ cuflash_status cuflash_cuda_run(const cuflash_cuda_plan *plan, const cuflash_pro
     call c = {.fn = fn, .plan = plan, .p = p, .args = make_args(p)};
     cuflash_cuda_scope scope;
     CUFLASH_TRY(cuflash_cuda_enter(fn, p->device, &scope));
-    cuflash_status status = pass == CUFLASH_FORWARD ? run_forward(&c) : run_backward(&c, workspace);
+    cuflash_status status = pass == CUFLASH_FORWARD ? run_forward(&c, workspace) : run_backward(&c, workspace);
     cuflash_cuda_leave(&scope);
     return status;
 }

@@ -13,6 +13,7 @@ typedef struct {
     cuflash_kernel_row row; /* of the pass */
     const cuflash_cuda_family *stats_family;
     cuflash_kernel_row stats; /* backward: of the forward kernel that recomputes a row's statistics */
+    int32_t packed;           /* forward: heads of a group that are in a tile of queries */
     int64_t blocks;
     int64_t tiles;               /* of queries; backward: of keys, and parts of them; a block may go through several */
     int64_t rows;                /* backward: seq_q rounded up to whole tiles */

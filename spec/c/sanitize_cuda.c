@@ -63,14 +63,9 @@ static bool is_hopper(cuflash_dtype dtype, int64_t dim) {
 
 int main(void) {
     if (cuflash_device_check(0) != CUFLASH_SUCCESS) return printf("skipped: %s\n", cuflash_last_error()), CHECK_SKIPPED;
-    static const sizes shapes[] = {{1, 1, 1, 1},
-                                   {65, 97, 2, 1},
-                                   {210, 70, 1, 1},
-                                   {64, 256, 2, 2},
-                                   {70, 1100, 1, 1},
-                                   {70, 2100, 1, 1},
-                                   {200, 150, 430, 430, true},
-                                   {5, 70, 448, 56, true}};
+    static const sizes shapes[] = {{1, 1, 1, 1, false},        {65, 97, 2, 1, false},   {210, 70, 1, 1, false},
+                                   {64, 256, 2, 2, false},     {70, 1100, 1, 1, false}, {70, 2100, 1, 1, false},
+                                   {200, 150, 430, 430, true}, {5, 70, 448, 56, true}};
     static const int dims[] = {32, 59, 64, 96, 128, 192, 256};
     int cases = 0;
     for (int dtype = CUFLASH_FLOAT32; dtype <= CUFLASH_BFLOAT16; dtype++)

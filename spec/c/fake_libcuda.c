@@ -261,7 +261,7 @@ EXPORT CUresult cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void 
                                        const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int interleave,
                                        int swizzle, int promotion, int fill) {
     ALIVE;
-    if ((size_t)map % 64 || (size_t)address % 16 || rank < 3 || rank > 5 || interleave || fill || promotion < 0 ||
+    if ((size_t)map % 64 || (size_t)address % 16 || (rank != 4 && rank != 5) || interleave || fill || promotion < 0 ||
         promotion > 3)
         return ERROR_INVALID_VALUE;
     if (type != CU_TENSOR_MAP_DATA_TYPE_FLOAT16 && type != CU_TENSOR_MAP_DATA_TYPE_BFLOAT16) return ERROR_INVALID_VALUE;

@@ -181,7 +181,7 @@ static void test_tensor_maps(void) {
 }
 
 /* On sm_90 blocks draw causal tiles of queries where there are more of them than blocks, with a counter as workspace. Tiles hold
- * the heads of a group where blocks have less to do then, which there must be a tensor map for. */
+ * the heads of a group where that leaves blocks less to do, if there are as many as a box of a tensor map can hold. */
 static void test_tiles_of_queries(void) {
     const struct {
         int batch, heads, heads_kv, seq_q;

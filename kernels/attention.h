@@ -79,7 +79,6 @@ typedef struct {
     int smem_bytes;        /* dynamic shared memory */
     int keys, keys_causal; /* for problems of at most so many keys, and causal ones */
     int cluster;           /* blocks that take a tile together, on neighbouring multiprocessors; 1: each for itself */
-    int late;              /* another order of a backward's steps, for long walks, whose kernel's name ends so */
 } cuflash_kernel_row;
 
 #endif

@@ -1,5 +1,5 @@
 /* Which rows of a launch table are compiled: those that a plan can choose on the architectures of this pass of the compiler.
- * Most tables have two others to a head dimension. */
+ * Most tables have two others to a head dimension. Kernels of the other rows trap, and nobody launches them. */
 #ifndef CUFLASH_COMMON_CHOSEN_CUH
 #define CUFLASH_COMMON_CHOSEN_CUH
 
@@ -31,5 +31,12 @@ template <int N> __host__ __device__ constexpr bool is_chosen(const RowSize (&ro
 }
 
 } // namespace cuflash
+
+/* What a kernel does, where its row is chosen. */
+#define CUFLASH_IF_CHOSEN(chosen, ...)                                                                                         \
+    if constexpr (chosen)                                                                                                      \
+        __VA_ARGS__;                                                                                                           \
+    else                                                                                                                       \
+        __trap();
 
 #endif

@@ -307,17 +307,11 @@ __device__ __forceinline__ void finish(const cuflash_attention_args &args) {
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                                              \
         cuflash_fma_backward_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_attention_args args) {  \
         extern __shared__ __align__(128) float shared[];                                                                       \
-        if constexpr (chosen)                                                                                                  \
-            cuflash::Backward<type, dim, block_m, block_n, threads>(args, shared).run();                                       \
-        else                                                                                                                   \
-            __trap();                                                                                                          \
+        CUFLASH_IF_CHOSEN(chosen, cuflash::Backward<type, dim, block_m, block_n, threads>(args, shared).run())                 \
     }                                                                                                                          \
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                                              \
         cuflash_fma_finish_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_attention_args args) {    \
-        if constexpr (chosen)                                                                                                  \
-            cuflash::finish<type, dim, block_m, threads>(args);                                                                \
-        else                                                                                                                   \
-            __trap();                                                                                                          \
+        CUFLASH_IF_CHOSEN(chosen, cuflash::finish<type, dim, block_m, threads>(args))                                          \
     }
 #ifdef CUFLASH_HALF
 #define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                    \

@@ -216,10 +216,7 @@ template <bool OUTPUT, typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                                              \
         cuflash_fma_##kind##_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_attention_args args) {  \
         extern __shared__ __align__(128) float shared[];                                                                       \
-        if constexpr (chosen)                                                                                                  \
-            cuflash::Forward<output, type, dim, block_m, block_n, stages, threads>(args, shared).run();                        \
-        else                                                                                                                   \
-            __trap();                                                                                                          \
+        CUFLASH_IF_CHOSEN(chosen, cuflash::Forward<output, type, dim, block_m, block_n, stages, threads>(args, shared).run())  \
     }
 #ifdef CUFLASH_HALF
 #define BOTH(...) KERNEL(true, forward, true, __VA_ARGS__) KERNEL(true, statistics, false, __VA_ARGS__)

@@ -4,12 +4,12 @@
 
 namespace cuflash {
 
-template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, bool LATE>
+template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES>
 __device__ __forceinline__ void run_backward(const cuflash_hopper_args &args, uint32_t shared) {
     if constexpr (DIM > 128)
         WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>(args, shared).run();
     else
-        NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES, LATE>(args, shared).run();
+        NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>(args, shared).run();
 }
 
 /* dq of a tile of queries from its sum; says whether the thread's share has something that is not finite. */
@@ -71,22 +71,17 @@ template <typename T, int DIM, int BLOCK_M> __device__ __forceinline__ void fini
 
 } // namespace cuflash
 
-#define KERNEL(type, suffix, dim, block_m, block_n, stages, threads, blocks, cluster, late, tail)                              \
+#define KERNEL(type, suffix, dim, block_m, block_n, stages, threads, blocks, cluster)                                          \
     extern "C" __global__ void __launch_bounds__(threads, blocks) __cluster_dims__(cluster)                                    \
-        cuflash_hopper_backward_##suffix##_d##dim##_##block_m##x##block_n##tail(                                               \
-            const __grid_constant__ cuflash_hopper_args args) {                                                                \
+        cuflash_hopper_backward_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_hopper_args args) {  \
         extern __shared__ __align__(1024) unsigned char shared[];                                                              \
-        cuflash::run_backward<type, dim, block_m, block_n, stages, late>(args, ptx::shared_address(shared));                   \
+        cuflash::run_backward<type, dim, block_m, block_n, stages>(args, ptx::shared_address(shared));                         \
     }                                                                                                                          \
     extern "C" __global__ void __launch_bounds__(CUFLASH_HOPPER_FINISH_THREADS)                                                \
-        cuflash_hopper_finish_##suffix##_d##dim##_##block_m##x##block_n##tail(                                                 \
-            const __grid_constant__ cuflash_attention_args args) {                                                             \
+        cuflash_hopper_finish_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_attention_args args) { \
         cuflash::finish<type, dim, block_m>(args);                                                                             \
     }
-#define TAIL_0
-#define TAIL_1 _late
-#define NAMED(...) KERNEL(__VA_ARGS__)
-#define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes, keys, keys_causal, cluster, late)                  \
-    NAMED(__half, f16, dim, block_m, block_n, stages, threads, blocks, cluster, late, TAIL_##late)                             \
-    NAMED(__nv_bfloat16, bf16, dim, block_m, block_n, stages, threads, blocks, cluster, late, TAIL_##late)
+#define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes, keys, keys_causal, cluster)                        \
+    KERNEL(__half, f16, dim, block_m, block_n, stages, threads, blocks, cluster)                                               \
+    KERNEL(__nv_bfloat16, bf16, dim, block_m, block_n, stages, threads, blocks, cluster)
 CUFLASH_HOPPER_BACKWARD(KERNELS)

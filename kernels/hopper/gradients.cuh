@@ -125,16 +125,15 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
                 read(w.steps),     read(w.first_tile), read(w.unmasked), read(w.partial)};
     }
 
-    /* c = or += keys' rows at `left` times queries' rows at `right`: K Q^T or V dO^T, under way */
-    template <bool ADD> __device__ __forceinline__ void multiply_rows(float (&c)[BLOCK_M / 2], uint32_t left, uint32_t right) {
-        if (ADD) ptx::wgmma_hold(c);
+    /* c = keys' rows at `left` times queries' rows at `right`: K Q^T or V dO^T, under way */
+    __device__ __forceinline__ void multiply_rows(float (&c)[BLOCK_M / 2], uint32_t left, uint32_t right) {
         ptx::wgmma_fence();
         uint64_t keys = ptx::rows_descriptor(left), queries = ptx::rows_descriptor(right);
 #pragma unroll
         for (int k = 0; k < DIM / 16; k++) {
             uint64_t a = ptx::advance(keys, k / 4 * K_PANEL + k % 4 * 32),
                      b = ptx::advance(queries, k / 4 * Q_PANEL + k % 4 * 32);
-            Scores::multiply(c, a, b, ADD || k > 0);
+            Scores::multiply(c, a, b, k > 0);
         }
         ptx::wgmma_commit();
     }
@@ -164,16 +163,6 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
 #pragma unroll
             for (int e = 0; e < 4; e++)
                 p[n * 4 + e] = ptx::exp2_approx(fmaf(p[n * 4 + e], factor, -(e % 2 ? offset.y : offset.x)));
-        }
-    }
-
-    /* dS = P (V dO^T - delta) */
-    __device__ __forceinline__ void multiply_by(float (&ds)[BLOCK_M / 2], const float (&p)[BLOCK_M / 2], uint32_t deltas) {
-#pragma unroll
-        for (int n = 0; n < BLOCK_M / 8; n++) {
-            float2 delta = of_queries(deltas, n);
-#pragma unroll
-            for (int e = 0; e < 4; e++) ds[n * 4 + e] = (ds[n * 4 + e] - (e % 2 ? delta.y : delta.x)) * p[n * 4 + e];
         }
     }
 

@@ -8,8 +8,8 @@
 
 namespace cuflash {
 
-template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, bool LATE>
-struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES, LATE>, T, DIM, BLOCK_M, BLOCK_N, BLOCK_N> {
+template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES>
+struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, T, DIM, BLOCK_M, BLOCK_N, BLOCK_N> {
     using Base = Gradients<NarrowBackward, T, DIM, BLOCK_M, BLOCK_N, BLOCK_N>;
     using Base::args, Base::maps, Base::walk, Base::dq_tile, Base::walk_at;
     using Base::WARPS, Base::WARPGROUPS, Base::K_BYTES, Base::Q_BYTES, Base::K_PANEL, Base::Q_PANEL, Base::ROW_BYTES;
@@ -100,15 +100,14 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
         Base::copy_tile(v_tile, maps.v, walk_full(), K_PANEL, w.first_key, head_kv, w.batch);
     }
 
-    /* V dO^T is added to this: dS = P (V dO^T - delta). */
-    __device__ __forceinline__ void begin_with_delta(float (&ds)[BLOCK_M / 2], uint32_t deltas) {
+    /* dS = P (V dO^T - delta) */
+    __device__ __forceinline__ void multiply_by(float (&ds)[BLOCK_M / 2], const float (&p)[BLOCK_M / 2], uint32_t deltas) {
 #pragma unroll
         for (int n = 0; n < BLOCK_M / 8; n++) {
             float2 delta = Base::of_queries(deltas, n);
 #pragma unroll
-            for (int e = 0; e < 4; e++) ds[n * 4 + e] = -(e % 2 ? delta.y : delta.x);
+            for (int e = 0; e < 4; e++) ds[n * 4 + e] = (ds[n * 4 + e] - (e % 2 ? delta.y : delta.x)) * p[n * 4 + e];
         }
-        ptx::wgmma_hold(ds);
     }
 
     /* The warpgroup's share of dq of a tile: dS^T K, under way */
@@ -133,23 +132,38 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
         arrive(dq_full(warpgroup));
     }
 
-    /* The steps of a walk, one after the other: dk and dv of the warpgroup's keys, and dq on its way. The exponentials are begun
-     * under V dO^T; others come after it, where what is made of them fills the time that they take. */
+    /* Does the walk make dq a step later? Worth it where it is long. Where causal, the walks of a head that begin with the first
+     * one wait for its dq, so the head's are to be long, too. */
+    __device__ __forceinline__ bool is_late() const {
+        constexpr int STEPS = DIM == 64 ? 6 : 32; /* measured */
+        return walk.steps >= STEPS && (!args.causal || args.rows / BLOCK_M * args.group >= 2 * STEPS);
+    }
+
+    /* Of the named barriers of a block, the one at which a warpgroup waits for its turn. */
+    static __device__ __forceinline__ int turn_of(int warpgroup) {
+        return 1 + WARPGROUPS + warpgroup;
+    }
+
+    /* The steps of a walk: dk and dv of the warpgroup's keys, and dq on its way. The exponentials are begun under V dO^T; others
+     * come after it, where what is made of them fills the time that they take. In a late walk dq is made of what the step before
+     * left in shared memory, so the warpgroups need not be at the same place; and they take turns at what comes between the
+     * products, so that they are not, and what one multiplies fills the other's time. */
     __device__ __forceinline__ void multiply_walk(float (&dk)[DIM / 2], float (&dv)[DIM / 2], Steps &ring, int warpgroup) {
         constexpr int EARLY = DIM == 64 ? 8 : 2; /* blocks of 8 queries: measured */
         uint32_t k_rows = k_tile + warpgroup * 64 * 128, v_rows = v_tile + warpgroup * 64 * 128;
         int head = walk.head, tile = walk.tile, first_key = walk.first_key + warpgroup * 64;
+        bool late = is_late();
+        float dq[32];
         for (int step = 0; step < walk.steps; step++, ring.count++) {
-            float p[BLOCK_M / 2], ds[BLOCK_M / 2], dq[32]; /* p: scores, then probabilities */
+            float p[BLOCK_M / 2], ds[BLOCK_M / 2]; /* p: scores, then probabilities */
             uint32_t x[BLOCK_M / 16][4], y[BLOCK_M / 16][4];
             uint32_t q_tile = q_tiles + ring.stage() * Q_BYTES, do_tile = do_tiles + ring.stage() * Q_BYTES;
             uint32_t rows = row_tiles + ring.stage() * 2 * ROW_BYTES;
-            Ring<2> s_ring = {ring.count};
-            uint32_t s_tile = s_tiles + s_ring.stage() * S_BYTES;
+            Ring<2> s_ring = {ring.count}, s_made = {ring.count - late}; /* of dS; of what is made dq */
             bool masked = tile < walk.unmasked;
             ptx::mbarrier_wait(full(ring.stage()), ring.parity());
-            Base::template multiply_rows<false>(p, k_rows, q_tile);
-            Base::template multiply_rows<false>(ds, v_rows, do_tile);
+            Base::multiply_rows(p, k_rows, q_tile);
+            Base::multiply_rows(ds, v_rows, do_tile);
             ptx::wgmma_wait<1>();
             ptx::wgmma_hold(p);
             if (masked) Base::mask(p, first_key, tile, Base::unseen());
@@ -157,105 +171,46 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
             ptx::wgmma_wait<0>();
             ptx::wgmma_hold(ds);
             if (masked) Base::mask(ds, first_key, tile, 0);
+            if (late) ptx::barrier_sync(turn_of(warpgroup), 128 * WARPGROUPS);
             Base::template exponentiate<EARLY>(p, rows);
             Base::pack_left(x, p);
-            Base::multiply_by(ds, p, rows + ROW_BYTES);
+            multiply_by(ds, p, rows + ROW_BYTES);
             Base::pack_left(y, ds);
             ptx::mbarrier_wait(s_empty(s_ring.stage()), s_ring.parity() ^ 1);
-            Base::put(s_tile + warpgroup * Q_PANEL, y);
+            Base::put(s_tiles + s_ring.stage() * S_BYTES + warpgroup * Q_PANEL, y);
             Base::add_keys(dv, x, do_tile);
+            if (late) ptx::barrier_arrive(turn_of(1 - warpgroup), 128 * WARPGROUPS);
             ptx::fence_proxy_async();
             __syncwarp();
             arrive(s_full(s_ring.stage()));
-            ptx::mbarrier_wait(s_full(s_ring.stage()), s_ring.parity());
-            multiply_queries(dq, s_tile, warpgroup);
+            if (step >= late) ptx::mbarrier_wait(s_full(s_made.stage()), s_made.parity());
+            multiply_queries(dq, s_tiles + s_made.stage() * S_BYTES, warpgroup); /* the first time late: of what lies there */
             Base::add_keys(dk, y, q_tile);
             ptx::wgmma_wait<1>();
             ptx::wgmma_hold(dq);
-            arrive(s_empty(s_ring.stage()));
-            give_queries(dq, warpgroup, ring.count);
+            if (step >= late) {
+                arrive(s_empty(s_made.stage()));
+                give_queries(dq, warpgroup, s_made.count);
+            }
             ptx::wgmma_wait<0>();
             ptx::wgmma_hold(dk);
             ptx::wgmma_hold(dv);
             arrive_all(empty(ring.stage()));
             Base::next_tile(walk, head, tile);
         }
-    }
-
-    /* The same with dq made a step later and scores begun a step earlier. The warpgroups do not wait for each other, but a walk
-     * takes longer to begin and to end. */
-    __device__ __forceinline__ void multiply_walk_late(float (&dk)[DIM / 2], float (&dv)[DIM / 2], Steps &ring, int warpgroup) {
-        float p[BLOCK_M / 2], ds[BLOCK_M / 2], dq[32]; /* p: scores, then probabilities */
-        uint32_t k_rows = k_tile + warpgroup * 64 * 128, v_rows = v_tile + warpgroup * 64 * 128;
-        int head = walk.head, tile = walk.tile, first_key = walk.first_key + warpgroup * 64;
-        ptx::mbarrier_wait(full(ring.stage()), ring.parity());
-        ptx::wgmma_hold(dk);
-        ptx::wgmma_hold(dv);
-        Base::template multiply_rows<false>(p, k_rows, q_tiles + ring.stage() * Q_BYTES);
-        /* What a step waits for at its top it began a step before: its scores, and dq of two steps before. */
-        for (int step = 0; step < walk.steps; step++, ring.count++) {
-            uint32_t x[BLOCK_M / 16][4], y[BLOCK_M / 16][4];
-            uint32_t rows = row_tiles + ring.stage() * 2 * ROW_BYTES, do_tile = do_tiles + ring.stage() * Q_BYTES;
-            Ring<2> s_ring = {ring.count}, s_before = {ring.count - 1};
-            Steps next = {ring.count + 1}, last = {ring.count - 1};
-            bool masked = tile < walk.unmasked;
-            ptx::wgmma_wait<0>();
-            ptx::wgmma_hold(p);
-            ptx::wgmma_hold(dq);
-            ptx::wgmma_hold(dk);
-            if (step > 0) arrive_all(empty(last.stage()));
-            if (step > 1) {
-                arrive(s_empty(s_ring.stage()));
-                Base::put_queries(dq, 0, warpgroup, ring.count - 2);
-            }
-            begin_with_delta(ds, rows + ROW_BYTES);
-            Base::template multiply_rows<true>(ds, v_rows, do_tile);
-            if (masked) Base::mask(p, first_key, tile, Base::unseen());
-            ptx::wgmma_wait<0>();
-            ptx::wgmma_hold(ds);
-            if (masked) Base::mask(ds, first_key, tile, 0);
-            Base::exponentiate(p, rows);
-            Base::pack_left(x, p);
-#pragma unroll
-            for (int i = 0; i < BLOCK_M / 2; i++) ds[i] *= p[i];
-            Base::add_keys(dv, x, do_tile);
-            Base::pack_left(y, ds);
-            ptx::mbarrier_wait(s_empty(s_ring.stage()), s_ring.parity() ^ 1);
-            Base::put(s_tiles + s_ring.stage() * S_BYTES + warpgroup * Q_PANEL, y);
-            ptx::wgmma_wait<0>();
-            ptx::wgmma_hold(dv);
-            Base::add_keys(dk, y, q_tiles + ring.stage() * Q_BYTES);
-            ptx::fence_proxy_async();
-            __syncwarp();
-            arrive(s_full(s_ring.stage()));
-            if (step > 1) arrive(dq_full(warpgroup));
-            if (step > 0) ptx::mbarrier_wait(s_full(s_before.stage()), s_before.parity());
-            multiply_queries(dq, s_tiles + s_before.stage() * S_BYTES, warpgroup); /* the first time of what lies there */
-            if (step + 1 < walk.steps) ptx::mbarrier_wait(full(next.stage()), next.parity());
-            Base::template multiply_rows<false>(p, k_rows, q_tiles + next.stage() * Q_BYTES); /* the last time too */
-            Base::next_tile(walk, head, tile);
-        }
-        Ring<2> s_last = {ring.count - 1}, s_before = {ring.count - 2};
-        Steps last = {ring.count - 1};
-        ptx::wgmma_wait<0>();
-        ptx::wgmma_hold(p);
-        ptx::wgmma_hold(dq);
-        ptx::wgmma_hold(dk);
-        arrive_all(empty(last.stage()));
-        if (walk.steps > 1) {
-            arrive(s_empty(s_before.stage()));
-            give_queries(dq, warpgroup, ring.count - 2);
-        }
-        ptx::mbarrier_wait(s_full(s_last.stage()), s_last.parity());
-        multiply_queries(dq, s_tiles + s_last.stage() * S_BYTES, warpgroup);
+        if (!late) return;
+        Ring<2> s_made = {ring.count - 1};
+        ptx::mbarrier_wait(s_full(s_made.stage()), s_made.parity());
+        multiply_queries(dq, s_tiles + s_made.stage() * S_BYTES, warpgroup);
         ptx::wgmma_wait<0>();
         ptx::wgmma_hold(dq);
-        arrive(s_empty(s_last.stage()));
-        give_queries(dq, warpgroup, ring.count - 1);
+        arrive(s_empty(s_made.stage()));
+        give_queries(dq, warpgroup, s_made.count);
     }
 
     __device__ __forceinline__ void multiply(int warpgroup) {
         Steps ring;
+        if (warpgroup == 1) ptx::barrier_arrive(turn_of(0), 128 * WARPGROUPS); /* which begins */
         for (Ring<1> walks;; walks.count++) {
             ptx::mbarrier_wait(walk_full(), walks.parity());
             Base::read_walk(walks.count);
@@ -263,12 +218,7 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
             ptx::barrier_sync(1 + warpgroup, 128);
             if (walk.steps < 0) break; /* so the compiler knows that below they are not */
             float dk[DIM / 2] = {}, dv[DIM / 2] = {};
-            if (walk.steps > 0) {
-                if constexpr (LATE)
-                    multiply_walk_late(dk, dv, ring, warpgroup);
-                else
-                    multiply_walk(dk, dv, ring, warpgroup);
-            }
+            if (walk.steps > 0) multiply_walk(dk, dv, ring, warpgroup);
             arrive(walk_empty());
             store_walk(dk, dv, ring, warpgroup);
         }

@@ -67,12 +67,11 @@ enum {
     CUFLASH_HOPPER_FINISHED_TILES = 32   /* that it looks through where only the latter is left */
 };
 
-/* dim, block_m, block_n, stages, threads, blocks, smem_bytes, keys, keys_causal, cluster, late */
+/* dim, block_m, block_n, stages, threads, blocks, smem_bytes, keys, keys_causal, cluster */
 #define CUFLASH_HOPPER_BACKWARD(X)                                                                                             \
-    X(64, 128, 128, 2, 384, 1, CUFLASH_HOPPER_BACKWARD_SMEM(64, 128, 128, 2), 1024, 2048, 1, 0)                                \
-    X(64, 128, 128, 2, 384, 1, CUFLASH_HOPPER_BACKWARD_SMEM(64, 128, 128, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1, 1)        \
-    X(128, 64, 128, 2, 384, 1, CUFLASH_HOPPER_BACKWARD_SMEM(128, 64, 128, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1, 0)        \
-    X(192, 64, 128, 2, 384, 1, CUFLASH_HOPPER_WIDE_SMEM(192, 64, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 2, 0)                 \
-    X(256, 64, 128, 2, 384, 1, CUFLASH_HOPPER_WIDE_SMEM(256, 64, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 2, 0)
+    X(64, 128, 128, 2, 384, 1, CUFLASH_HOPPER_BACKWARD_SMEM(64, 128, 128, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1)           \
+    X(128, 64, 128, 2, 384, 1, CUFLASH_HOPPER_BACKWARD_SMEM(128, 64, 128, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1)           \
+    X(192, 64, 128, 2, 384, 1, CUFLASH_HOPPER_WIDE_SMEM(192, 64, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 2)                    \
+    X(256, 64, 128, 2, 384, 1, CUFLASH_HOPPER_WIDE_SMEM(256, 64, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 2)
 
 #endif

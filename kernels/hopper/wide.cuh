@@ -205,7 +205,7 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
         int head = walk.head, tile = walk.tile;
         ptx::mbarrier_wait(q_full(ring.stage()), ring.parity());
         ptx::wgmma_hold(dv);
-        Base::template multiply_rows<false>(p, k_tile, q_tiles + ring.stage() * TILE);
+        Base::multiply_rows(p, k_tile, q_tiles + ring.stage() * TILE);
         for (int step = 0; step < walk.steps; step++, ring.count++) {
             uint32_t x[4][4];
             Once once = {ring.count};
@@ -235,8 +235,7 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
             ptx::wgmma_hold(dv);
             arrive(do_empty(gradient.stage()));
             if (step + 1 < walk.steps) ptx::mbarrier_wait(q_full(next.stage()), next.parity());
-            Base::template multiply_rows<false>(p, k_tile,
-                                                q_tiles + next.stage() * TILE); /* the last time of what lies there */
+            Base::multiply_rows(p, k_tile, q_tiles + next.stage() * TILE); /* the last time of what lies there */
             wait_for_gradients(once);
             multiply_queries(dq, 0);
             Base::next_tile(walk, head, tile);
@@ -251,7 +250,7 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
         DoSteps first = {ring.count};
         ptx::mbarrier_wait(do_full(first.stage()), first.parity());
         ptx::wgmma_hold(dk);
-        Base::template multiply_rows<false>(ds, v_tile, do_tiles + first.stage() * TILE);
+        Base::multiply_rows(ds, v_tile, do_tiles + first.stage() * TILE);
         for (int step = 0; step < walk.steps; step++, ring.count++) {
             uint32_t y[4][4], deltas = row_tiles + ring.stage() * 2 * ROW_BYTES + ROW_BYTES;
             Once once = {ring.count};
@@ -290,8 +289,7 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
             ptx::wgmma_hold(dk);
             arrive_all(q_empty(ring.stage()));
             if (step + 1 < walk.steps) ptx::mbarrier_wait(do_full(next.stage()), next.parity());
-            Base::template multiply_rows<false>(ds, v_tile,
-                                                do_tiles + next.stage() * TILE); /* the last time of what lies there */
+            Base::multiply_rows(ds, v_tile, do_tiles + next.stage() * TILE); /* the last time of what lies there */
             wait_for_gradients(once);
             multiply_queries(dq, 1);
             Base::next_tile(walk, head, tile);

@@ -343,17 +343,11 @@ __device__ __forceinline__ void finish(const cuflash_attention_args &args) {
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                                              \
         cuflash_mma_backward_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_attention_args args) {  \
         extern __shared__ __align__(128) unsigned char shared[];                                                               \
-        if constexpr (chosen)                                                                                                  \
-            cuflash::Backward<type, dim, block_m, block_n, stages, threads>(args, shared).run();                               \
-        else                                                                                                                   \
-            __trap();                                                                                                          \
+        CUFLASH_IF_CHOSEN(chosen, cuflash::Backward<type, dim, block_m, block_n, stages, threads>(args, shared).run())         \
     }                                                                                                                          \
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                                              \
         cuflash_mma_finish_##suffix##_d##dim##_##block_m##x##block_n(const __grid_constant__ cuflash_attention_args args) {    \
-        if constexpr (chosen)                                                                                                  \
-            cuflash::finish<type, dim, block_m, block_n, stages, threads>(args);                                               \
-        else                                                                                                                   \
-            __trap();                                                                                                          \
+        CUFLASH_IF_CHOSEN(chosen, cuflash::finish<type, dim, block_m, block_n, stages, threads>(args))                         \
     }
 constexpr cuflash::RowSize rows[] = {CUFLASH_MMA_BACKWARD(CUFLASH_ROW_SIZE)};
 #define KERNELS(dim, block_m, block_n, stages, threads, blocks, smem_bytes)                                                    \

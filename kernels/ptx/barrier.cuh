@@ -71,7 +71,12 @@ __device__ __forceinline__ void barrier_sync(int number, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
-/* The same; says whether the condition holds in any of them. */
+/* Arrives there, and does not wait. */
+__device__ __forceinline__ void barrier_arrive(int number, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+/* Waits like barrier_sync; says whether the condition holds in any of them. */
 __device__ __forceinline__ bool barrier_or(int number, int threads, bool condition) {
     uint32_t any;
     asm volatile("{\n"

@@ -1,4 +1,4 @@
-/* What a backward does row by row, around its main kernel. */
+/* What a backward does row by row, around its main kernel; and what a forward does before its own, where blocks draw tiles. */
 #include <math_constants.h>
 
 #include "attention.h"

@@ -19,6 +19,7 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
     static constexpr bool BY_ROWS = BLOCK_M == 64 * WARPGROUPS;
     static_assert(DIM == (BY_ROWS ? 64 : 128), "64 columns of dq to a warp");
     using Steps = Ring<STAGES>;
+    static constexpr int LATE_STEPS = DIM == 64 ? 6 : 32; /* of a walk that makes dq a step later: measured */
     static constexpr int PIECE_ROWS = CUFLASH_HOPPER_DQ_ROWS, PIECE_BYTES = PIECE_ROWS * 64 * 4; /* of a sum: half a square */
     static constexpr int BOX_BYTES = CUFLASH_HOPPER_DK_ROWS * 128; /* of dk or dv: a warp's keys, 64 columns */
     static_assert(CUFLASH_HOPPER_DK_ROWS == 16 && BOX_BYTES * DIM / 64 <= Base::DQ_BYTES / 4, "in the warp's place for dq");
@@ -132,13 +133,6 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
         arrive(dq_full(warpgroup));
     }
 
-    /* Does the walk make dq a step later? Worth it where it is long. Where causal, the walks of a head that begin with the first
-     * one wait for its dq, so the head's are to be long, too. */
-    __device__ __forceinline__ bool is_late() const {
-        constexpr int STEPS = DIM == 64 ? 6 : 32; /* measured */
-        return walk.steps >= STEPS && (!args.causal || args.rows / BLOCK_M * args.group >= 2 * STEPS);
-    }
-
     /* Of the named barriers of a block, the one at which a warpgroup waits for its turn. */
     static __device__ __forceinline__ int turn_of(int warpgroup) {
         return 1 + WARPGROUPS + warpgroup;
@@ -152,7 +146,7 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
         constexpr int EARLY = DIM == 64 ? 8 : 2; /* blocks of 8 queries: measured */
         uint32_t k_rows = k_tile + warpgroup * 64 * 128, v_rows = v_tile + warpgroup * 64 * 128;
         int head = walk.head, tile = walk.tile, first_key = walk.first_key + warpgroup * 64;
-        bool late = is_late();
+        bool late = walk.steps >= LATE_STEPS;
         float dq[32];
         for (int step = 0; step < walk.steps; step++, ring.count++) {
             float p[BLOCK_M / 2], ds[BLOCK_M / 2]; /* p: scores, then probabilities */

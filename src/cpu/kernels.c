@@ -13,7 +13,7 @@
  *   dQ[d][row]    += K[key][d]   * dS[key][row]        A read by columns
  *
  * Scores are differences before they are scaled: p = 2^((s - m) c), c = |scale| log2 e, with the sign of scale in Q.
- * Near the maximum the difference is exact, so logits of any size lose nothing. */
+ * Near the maximum the difference is exact, so logits of any size lose nothing. m is the largest, or little below it. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -26,6 +26,10 @@
 enum { BLOCK_M = 64, BLOCK_N = 96, ALIGNMENT = 64 };
 
 static const float LOG2E = 1.44269504f;
+
+/* What is subtracted from scores stays until a score is so many exponents of 2 above it: the output need not be scaled as often.
+ * Probabilities are up to 2 to this then, before they are divided by their sum, and what they multiply is to stay finite. */
+static const float MOST_EXPONENT = 1;
 
 /* ---- Rows and keys of any dtype ----------------------------------------------------------------- */
 
@@ -188,7 +192,7 @@ typedef struct {
     float *q_lanes, *o_lanes;    /* [dim][BLOCK_M] */
     float *s;                    /* [BLOCK_N][BLOCK_M]: scores, then probabilities */
     float *k_buffer, *v_buffer;  /* [BLOCK_N][dim] */
-    float *max, *sum;            /* [BLOCK_M]: of the scores seen so far, and of 2^((s - max) c) */
+    float *max, *sum;            /* [BLOCK_M]: the largest score so far, or little below it; the sum of 2^((s - max) c) */
     float *few_q, *few_o;        /* forward: [FEW][pad] */
     float *d_o_lanes, *dq_lanes; /* backward: [dim][BLOCK_M] */
     float *q_rows, *d_o_rows;    /* backward: [BLOCK_M][pad] */
@@ -238,15 +242,19 @@ static float query_factor(const cuflash_problem *p) {
     return p->scale > 0 ? 1 : p->scale < 0 ? -1 : 0;
 }
 
-/* One step of the online softmax on V vectors of lanes: S becomes 2^((S - max) c), max and sum are brought up to date.
- * Where the maximum moved, the output so far, [dim][row], is scaled down to the new one. */
+/* One step of the online softmax on V vectors of lanes: S becomes 2^((S - max) c), max and sum are brought up to date. Where the
+ * largest score is too far above max, it becomes that, and the output so far, [dim][row], is scaled down to it. */
 static inline __attribute__((always_inline)) void softmax_lanes(const int V, float *s, int64_t count, float c, float *max,
                                                                 float *sum, float *out, int64_t dim) {
     vf m[4], base[4], total[4];
+    vi moved[4];
     for (int v = 0; v < V; v++) m[v] = v_load(max + v * VL);
     for (int64_t j = 0; j < count; j++)
         for (int v = 0; v < V; v++) m[v] = v_max(v_load(s + j * BLOCK_M + v * VL), m[v]);
     for (int v = 0; v < V; v++) {
+        vf before = v_load(max + v * VL);
+        moved[v] = (m[v] - before) * c > MOST_EXPONENT; /* from -inf, too */
+        m[v] = v_select(moved[v], m[v], before);
         base[v] = v_select(m[v] == -INFINITY, (vf){0}, m[v]); /* nothing seen yet: 2^(-inf - 0) = 0 */
         total[v] = (vf){0};
     }
@@ -259,12 +267,11 @@ static inline __attribute__((always_inline)) void softmax_lanes(const int V, flo
         }
     for (int v = 0; v < V; v++) {
         vf shrink = v_exp2((v_load(max + v * VL) - base[v]) * c);
-        vf moved = v_select(v_load(max + v * VL) == m[v], (vf){0}, v_set(1));
         v_store(sum + v * VL, v_load(sum + v * VL) * shrink + total[v]);
         v_store(max + v * VL, m[v]);
-        float any = 0;
-        for (int i = 0; i < VL; i++) any += moved[i];
-        if (any == 0) continue;
+        int any = 0;
+        for (int i = 0; i < VL; i++) any |= moved[v][i];
+        if (!any) continue;
         for (int64_t d = 0; d < dim; d++) {
             float *at = out + d * BLOCK_M + v * VL;
             v_store(at, v_load(at) * shrink);

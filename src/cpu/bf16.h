@@ -60,8 +60,8 @@ static inline void bf16_store_pairs(char *to, __m512 first, __m512 second) {
     _mm512_store_si512(to, _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(second, first)));
 }
 
-/* As softmax_lanes, of all lanes, from scores to pairs of probabilities; pairs of keys up to a multiple of 32, 0 where there
- * are none. */
+/* As softmax_lanes, of all lanes, but max is the largest score; from scores to pairs of probabilities; pairs of keys up to a
+ * multiple of 32, 0 where there are none. */
 static inline __attribute__((always_inline)) void bf16_softmax_lanes(const int V, const float *s, char *pairs, int64_t count,
                                                                      float scale, float *max, float *sum, float *out,
                                                                      int64_t dim) {

@@ -44,10 +44,11 @@ typedef struct {
      * in `parts`, which write partial sums of dk, before scaling, and of dv: [walks - whole][parts][block_n][dim_padded]. */
     int32_t parts, whole, block_m, block_n;
     float *dk_parts, *dv_parts;
-    int32_t walks;    /* parts counted */
-    int32_t together; /* units, heads of a batch element, that are gone through at the same time */
-    int32_t ordered;  /* deterministic: additions to dq_sum come in the order of keys */
-    int32_t stored;   /* dq_sum is not cleared: what the first tile of keys adds is stored, and others come after it */
+    int32_t walks;      /* parts counted */
+    int32_t together;   /* units, heads of a batch element, that are gone through at the same time */
+    int32_t ordered;    /* deterministic: additions to dq_sum come in the order in which the walks of a unit begin */
+    int32_t descending; /* so many units, the first, begin with their last keys (common/walk.cuh) */
+    int32_t stored;     /* dq_sum is not cleared: what the first tile of keys adds is stored, and others come after it */
     int32_t finishes; /* dq is made of its sum by the blocks themselves; where there is more to do, `turn` of a tile says so */
     int32_t *ticket;  /* families whose blocks stay: the numbers of the next walk, and of the next tile of dq to finish.
                          Forward: of the next tile of queries; NULL: they are dealt out beforehand */

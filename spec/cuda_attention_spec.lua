@@ -27,8 +27,9 @@ describe("attention on a CUDA device, while another stream keeps the memory busy
   local REPEATS = 1000
   local BUSY = 2 ^ 27 -- float32 numbers that are copied beside each repeat
 
-  -- Grouped heads and partial tiles in both directions; several blocks add to each tile of dq.
-  local shape = { name = "repeats", batch = 2, heads = 16, heads_kv = 4, seq_q = 300, seq_k = 520, causal = true }
+  -- Grouped heads and partial tiles in both directions; several blocks add to each tile of dq. And heads enough for two orders.
+  local grouped = { name = "grouped heads", batch = 2, heads = 16, heads_kv = 4, seq_q = 300, seq_k = 520, causal = true }
+  local many = { name = "many heads", batch = 2, heads = 24, seq_q = 600, seq_k = 600, causal = true }
   local BYTES = { float32 = 4, bfloat16 = 2 }
 
   -- Results on the host that are always the same: their bytes, to compare the next ones with.
@@ -48,9 +49,9 @@ describe("attention on a CUDA device, while another stream keeps the memory busy
     end
   end
 
-  -- One forward and backward. dq is the same every time only where that is asked for, the rest always and in both modes.
+  -- One forward and backward. dq is the same every time only where that is asked for, the rest always.
   local function run(inputs, deterministic, kept, times)
-    local o, ctx = cf.attention(inputs.q, inputs.k, inputs.v, { causal = shape.causal, deterministic = deterministic })
+    local o, ctx = cf.attention(inputs.q, inputs.k, inputs.v, { causal = true, deterministic = deterministic })
     local dq, dk, dv = ctx:backward(inputs.d_o)
     kept:check("o", o, times)
     kept:check("lse", ctx.lse, times)
@@ -60,24 +61,25 @@ describe("attention on a CUDA device, while another stream keeps the memory busy
     for _, done in ipairs { o, dq, dk, dv, ctx } do done:free() end
   end
 
-  for _, kind in ipairs { { "float32", 64 }, { "bfloat16", 64 }, { "bfloat16", 192 } } do
-    local dtype, dim = kind[1], kind[2]
-    on_gpu(("gives the same bits in each of %d runs: %s, head dim %d"):format(REPEATS, dtype, dim), function()
+  for _, kind in ipairs { { "float32", 64, grouped }, { "bfloat16", 64, grouped }, { "bfloat16", 192, grouped },
+    { "bfloat16", 64, many }, { "bfloat16", 128, many } } do
+    local dtype, dim, shape = unpack(kind)
+    on_gpu(("gives the same bits in each of %d runs: %s, %s, head dim %d"):format(REPEATS, shape.name, dtype, dim), function()
       local inputs = make(attention.case(shape, { dim = dim }), dtype)
       local from, to = cf.ones({ BUSY }, { device = "cuda" }), cf.empty({ BUSY }, { device = "cuda" })
       -- neither is the default stream, beside which none would run
       local ours, others = cf.cuda.stream(), cf.cuda.stream()
-      local kept = setmetatable({}, Kept)
+      local fixed, free = setmetatable({}, Kept), setmetatable({}, Kept) -- deterministic, and not
       for times = 1, REPEATS do
         cf.cuda.with_stream(others, to.copy_, to, from)
-        cf.cuda.with_stream(ours, run, inputs, true, kept, times)
+        cf.cuda.with_stream(ours, run, inputs, true, fixed, times)
         cf.cuda.with_stream(others, to.copy_, to, from)
-        cf.cuda.with_stream(ours, run, inputs, false, kept, times)
+        cf.cuda.with_stream(ours, run, inputs, false, free, times)
       end
       others:synchronize()
       for _, name in ipairs { "o", "dq", "dk", "dv" } do -- and they are numbers
-        local sum = kept[name].bits:sum()
-        assert.is_true(sum == sum and kept[name].bits:abs():max() > 0, name)
+        local sum = fixed[name].bits:sum()
+        assert.is_true(sum == sum and fixed[name].bits:abs():max() > 0, name)
       end
       from:free()
       to:free()
@@ -170,6 +172,10 @@ describe("a backward whose blocks may go from tile to tile #gpu", function()
     { name = "keys enough for that, causal", batch = 2, heads = 3, seq_q = 700, seq_k = 1100, causal = true },
     { name = "one query", heads = 5, seq_q = 1, seq_k = 20 },
     { name = "queries that see nothing", heads = 3, seq_q = 400, seq_k = 150, causal = true },
+    -- on sm_90, up to these head dimensions
+    { name = "the last keys first", heads = 70, seq_q = 300, seq_k = 420, causal = true, last_first = 256 },
+    { name = "the last keys first, heads of a group", heads = 140, heads_kv = 70, seq_q = 300, seq_k = 300, causal = true,
+      last_first = 64 },
   }
 
   for _, shape in ipairs(shapes) do
@@ -177,6 +183,10 @@ describe("a backward whose blocks may go from tile to tile #gpu", function()
       local case = attention.case(shape, { dim = dims[1], dim_v = dims[2] })
       on_gpu(("has the oracle's gradients, in order or not: %s, head dims %d and %d"):format(case.name, unpack(dims)), function()
         local inputs = make(case, "bfloat16")
+        if shape.last_first and cf.cuda.device_info().compute == 90 then
+          local grid = cf.explain(inputs.q, inputs.k, inputs.v, { causal = true, deterministic = true }).backward.grid
+          assert.are.equal(dims[1] <= shape.last_first, grid:find("the last keys first", 1, true) ~= nil, grid)
+        end
         for _, deterministic in ipairs { true, false } do
           attention.check(case, "bfloat16", inputs, attention.run(case, inputs, deterministic))
         end

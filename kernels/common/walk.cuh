@@ -30,6 +30,17 @@ template <int BLOCK_M, int BLOCK_N> __device__ __forceinline__ int tiles_of_keys
     return max(end + BLOCK_N - 1, 0) / BLOCK_N;
 }
 
+/* Does the walk of the last keys of a unit begin? */
+__device__ __forceinline__ bool descends(const cuflash_attention_args &args, int unit) {
+    return unit < args.descending;
+}
+
+/* The place of a tile of keys among the `tiles` of a unit that a tile of queries is in walks of, in the order in which these
+ * begin. */
+__device__ __forceinline__ int place_of(const cuflash_attention_args &args, int unit, int tiles, int tile) {
+    return descends(args, unit) ? tiles - 1 - tile : tile;
+}
+
 /* Where all walks are dealt out, the parts of a walk are units as heads are: what a unit reads stays in the L2 cache. Else the
  * last walks are, which are few; they are those of the last units. */
 __device__ __forceinline__ Order walk_order(const cuflash_attention_args &args, int tiles, int number) {
@@ -52,7 +63,7 @@ template <int BLOCK_M, int BLOCK_N> __device__ __forceinline__ Walk walk_of(cons
     Order order = walk_order(args, tiles_n, number);
     w.partial = number >= args.whole;
     w.unit = order.unit;
-    w.first_key = order.tile * BLOCK_N; /* causal: the first keys are seen by the most queries */
+    w.first_key = place_of(args, w.unit, tiles_n, order.tile) * BLOCK_N; /* causal: the first are seen by the most queries */
     w.batch = w.unit / (args.heads_kv * args.parts);
     w.first_tile = first_query(args, w.first_key) / BLOCK_M;
     w.unmasked = (first_query(args, w.first_key + BLOCK_N - 1) + BLOCK_M - 1) / BLOCK_M;

@@ -188,9 +188,10 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
         if (!args.dq_sum) return;
         int64_t number =
             (static_cast<int64_t>(walk.batch) * args.heads + head) * (args.rows / BLOCK_M) + tile; /* of the tile of queries */
-        if (args.turn) await_turn(args.turn + number, walk.first_key / BLOCK_N);
+        int place = place_of(args, walk.unit, tiles_of_keys<BLOCK_M, BLOCK_N>(args, tile), walk.first_key / BLOCK_N);
+        if (args.turn) await_turn(args.turn + number, place);
         add_queries(args.dq_sum + number * (BLOCK_M * DIM));
-        if (args.turn) end_turn(args.turn + number, walk.first_key / BLOCK_N);
+        if (args.turn) end_turn(args.turn + number, place);
     }
 
     /* The thread's rows of dk or dv; says which of them hold a NaN, a bit a row. */

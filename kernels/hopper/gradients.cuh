@@ -47,7 +47,7 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
 
     const cuflash_attention_args &args;
     const cuflash_hopper_args &maps;
-    uint32_t dq_tile, walk_at; /* in shared memory: a part of dq of each warpgroup; what walks are, 128 bytes */
+    uint32_t dq_tile, walk_at; /* in shared memory: a part of dq of each warpgroup; what walks and tiles are, 144 bytes */
     Walk walk;
 
     __device__ __forceinline__ Gradients(const cuflash_hopper_args &a) : args(a.attention), maps(a) {
@@ -62,23 +62,32 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
     __device__ __forceinline__ Walk &shared_walk(unsigned count) const {
         return *static_cast<Walk *>(__cvta_shared_to_generic(walk_at + count % 2 * 64));
     }
-    enum { NONE = -1 }; /* steps: there is no further walk */
+    enum { NONE = -1 }; /* steps: there is no further walk. masked_tile: queries see all keys of the walk */
+
+    /* And of the tile of queries of a stage, its number where some query does not see all keys. */
+    __device__ __forceinline__ volatile int &masked_tile(int stage) const {
+        return *static_cast<volatile int *>(__cvta_shared_to_generic(walk_at + 128 + stage * 4));
+    }
 
     __device__ __forceinline__ void copy_tile(uint32_t to, const cuflash_tensor_map &map, uint32_t full, int panel_bytes,
                                               int row, int head, int batch) {
         for (int i = 0; i < PANELS; i++) ptx::load_box(to + i * panel_bytes, &map, full, i * 64, row, head, batch);
     }
 
-    /* Causal walks of a head end at the same queries, but begin at different ones. They are gone through backwards: of blocks
-     * that take turns at dq, each need only begin a step after the one before. */
+    /* Causal walks of a unit end at the same queries, but begin at different ones. Where those of the last keys begin, each is a
+     * step behind the one before. Where those of the first keys do, they go backwards: each need only begin a step later. */
     __device__ __forceinline__ void turn_round(Walk &w) const {
         int visible = args.rows / BLOCK_M - w.first_tile, last = w.tile - w.first_tile + w.steps - 1;
         w.head += last / visible, w.tile = w.first_tile + last % visible;
     }
 
+    __device__ __forceinline__ bool goes_back(const Walk &w) const {
+        return args.causal && !descends(args, w.unit);
+    }
+
     __device__ __forceinline__ void next_tile(const Walk &w, int &head, int &tile) const {
         int tiles = args.rows / BLOCK_M;
-        if (args.causal) {
+        if (goes_back(w)) {
             if (tile-- == w.first_tile) tile = tiles - 1, head--;
         } else if (++tile == tiles)
             tile = w.first_tile, head++;
@@ -94,7 +103,7 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
                 w = walk_of<BLOCK_M, BLOCK_N>(args, number);
             else
                 w.steps = NONE;
-            if (args.causal && w.steps > 0) turn_round(w);
+            if (goes_back(w) && w.steps > 0) turn_round(w);
             int head = w.head, tile = w.tile;
             auto copy_step = [&]() {
                 own().copy_step(w, ring, head, tile);
@@ -115,14 +124,14 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
     /* ---- A warpgroup that multiplies ------------------------------------------------------------- */
 
     /* Read by the lane that says for its warp when that is done. */
-    static __device__ __forceinline__ int read(const int &x) {
+    static __device__ __forceinline__ int read(const volatile int &x) {
         return ptx::uniform(lane() == 0 ? x : 0);
     }
 
     __device__ __forceinline__ void read_walk(unsigned count) {
         const Walk &w = shared_walk(count);
-        walk = {read(w.first_key), read(w.batch),      read(w.unit),     read(w.head),   read(w.tile),
-                read(w.steps),     read(w.first_tile), read(w.unmasked), read(w.partial)};
+        walk.first_key = read(w.first_key), walk.batch = read(w.batch), walk.unit = read(w.unit);
+        walk.steps = read(w.steps), walk.partial = read(w.partial);
     }
 
     /* c = keys' rows at `left` times queries' rows at `right`: K Q^T or V dO^T, under way */
@@ -227,19 +236,21 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
             Walk w = shared_walk(walks.count);
             ptx::mbarrier_arrive(own().walk_empty());
             if (w.steps < 0) return;
-            int mine = w.first_key / BLOCK_N, before = args.ordered ? mine : min(mine, 1); /* tiles of keys */
+            int mine = w.first_key / BLOCK_N; /* tile of keys */
             bool wanted = args.dq_sum && square < SQUARES, counts = wanted && (args.finishes || args.ordered || mine == 0);
             /* Of a tile, among those of all heads. */
             auto number_of = [&]() { return (w.batch * args.heads + w.head) * (args.rows / BLOCK_M) + w.tile; };
             int number = number_of(), turn = wanted ? ptx::load_relaxed(args.turn + number) : 0;
             for (int step = 0; step < w.steps; step++) {
+                int place = place_of(args, w.unit, tiles_of_keys<BLOCK_M, BLOCK_N>(args, w.tile), mine);
+                int before = args.ordered ? place : min(place, 1); /* tiles of keys that this one comes after */
                 while (wanted && turn < before * SQUARES) turn = ptx::load_relaxed(args.turn + number);
                 float *sum = args.dq_sum + static_cast<int64_t>(number) * (BLOCK_M * DIM) + square * DQ_SQUARE;
 #pragma unroll
                 for (int part = 0; part < DQ_PARTS; part++, ring.count++) {
                     ptx::mbarrier_wait(own().dq_full(warpgroup), ring.parity());
                     uint32_t from = dq_tile + warpgroup * DQ_BYTES;
-                    if (wanted && mine == 0)
+                    if (wanted && place == 0)
                         ptx::store_floats(sum + part * (DQ_BYTES / 4), from, DQ_BYTES);
                     else if (wanted)
                         ptx::add_floats(sum + part * (DQ_BYTES / 4), from, DQ_BYTES);

@@ -1,6 +1,6 @@
 /* Attention backward on Hopper for head dimensions up to 128, after Shah et al., "FlashAttention-3" (2024): a block keeps 128
- * keys, 64 to a warpgroup, and walks the queries that see it; then it takes the next walk. A step is in one of two orders, for
- * which docs/kernels/hopper-backward.md has the reasons. */
+ * keys, 64 to a warpgroup, and walks the queries that see it; then it takes the next walk. In long walks the two
+ * warpgroups take turns (docs/kernels/hopper-backward.md has the reasons). */
 #ifndef CUFLASH_HOPPER_NARROW_CUH
 #define CUFLASH_HOPPER_NARROW_CUH
 
@@ -86,6 +86,7 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
     __device__ __forceinline__ void copy_step(const Walk &w, const Steps &ring, int head, int tile) {
         uint32_t there = full(ring.stage()), rows = row_tiles + ring.stage() * 2 * ROW_BYTES;
         ptx::mbarrier_wait(empty(ring.stage()), ring.parity() ^ 1);
+        Base::masked_tile(ring.stage()) = tile < w.unmasked ? tile : Base::NONE;
         ptx::mbarrier_arrive_expect(there, 2 * Q_BYTES + 2 * ROW_BYTES);
         Base::copy_tile(q_tiles + ring.stage() * Q_BYTES, maps.q, there, Q_PANEL, tile * BLOCK_M, head, w.batch);
         int64_t row = row_number(args, w.batch, head, tile * BLOCK_M);
@@ -145,7 +146,7 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
     __device__ __forceinline__ void multiply_walk(float (&dk)[DIM / 2], float (&dv)[DIM / 2], Steps &ring, int warpgroup) {
         constexpr int EARLY = DIM == 64 ? 8 : 2; /* blocks of 8 queries: measured */
         uint32_t k_rows = k_tile + warpgroup * 64 * 128, v_rows = v_tile + warpgroup * 64 * 128;
-        int head = walk.head, tile = walk.tile, first_key = walk.first_key + warpgroup * 64;
+        int first_key = walk.first_key + warpgroup * 64;
         bool late = walk.steps >= LATE_STEPS;
         float dq[32];
         for (int step = 0; step < walk.steps; step++, ring.count++) {
@@ -154,8 +155,9 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
             uint32_t q_tile = q_tiles + ring.stage() * Q_BYTES, do_tile = do_tiles + ring.stage() * Q_BYTES;
             uint32_t rows = row_tiles + ring.stage() * 2 * ROW_BYTES;
             Ring<2> s_ring = {ring.count}, s_made = {ring.count - late}; /* of dS; of what is made dq */
-            bool masked = tile < walk.unmasked;
             ptx::mbarrier_wait(full(ring.stage()), ring.parity());
+            int tile = Base::read(Base::masked_tile(ring.stage()));
+            bool masked = tile != Base::NONE;
             Base::multiply_rows(p, k_rows, q_tile);
             Base::multiply_rows(ds, v_rows, do_tile);
             ptx::wgmma_wait<1>();
@@ -190,7 +192,6 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
             ptx::wgmma_hold(dk);
             ptx::wgmma_hold(dv);
             arrive_all(empty(ring.stage()));
-            Base::next_tile(walk, head, tile);
         }
         if (!late) return;
         Ring<2> s_made = {ring.count - 1};

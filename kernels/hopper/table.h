@@ -48,14 +48,14 @@ enum { CUFLASH_HOPPER_BARRIER_BYTES = 320 };
  * numbers of each query, two pieces of a finished dq, and barriers. */
 #define CUFLASH_HOPPER_BACKWARD_SMEM(dim, block_m, block_n, stages)                                                            \
     (1024 + 2 * (dim) * (2 * (block_n) + 2 * (stages) * (block_m)) + 4 * (block_m) * (block_n) + 4 * (block_m) * (dim) +       \
-     (stages)*8 * (block_m) + 24576 + 128 + 128)
+     (stages)*8 * (block_m) + 24576 + 128 + 144)
 /* Of head dimensions above 128, in each block of a cluster of two: 64 keys of K and V, and two panels of the other's K;
  * `stages` tiles of Q, and of dO where there is room; P in float32, two panels of dS, a half of dq; `stages` times two numbers
  * of each query, and barriers. */
 #define CUFLASH_HOPPER_DO_STAGES(dim) ((dim) <= 192 ? 2 : 1)
 #define CUFLASH_HOPPER_WIDE_SMEM(dim, block_m, stages)                                                                         \
     (1024 + 2 * (dim) * (128 + ((stages) + CUFLASH_HOPPER_DO_STAGES(dim)) * (block_m)) + 16384 + 3 * 256 * (block_m) +         \
-     (stages)*8 * (block_m) + 320)
+     (stages)*8 * (block_m) + 336)
 
 /* Can the blocks make dq of its sum? Then rows that are to be repaired are left, of tiles whose turn says so. */
 #define CUFLASH_HOPPER_FINISHES(dim) ((dim) <= 128)

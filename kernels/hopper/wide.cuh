@@ -35,7 +35,7 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
         row_tiles = dq_tile + 2 * Base::DQ_BYTES;
         barriers = row_tiles + STAGES * 2 * ROW_BYTES;
         walk_at = barriers + 176;
-        number_at = walk_at + 128;
+        number_at = walk_at + 144;
     }
 
     /* Full: it is there. Empty: nobody reads it any more. Of K, V and what the walk is; of a step's Q; of its dO; of P; and of
@@ -118,6 +118,7 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
     __device__ __forceinline__ void copy_step(const Walk &w, const Steps &ring, int head, int tile) {
         uint32_t there = q_full(ring.stage()), rows = row_tiles + ring.stage() * 2 * ROW_BYTES;
         ptx::mbarrier_wait(q_empty(ring.stage()), ring.parity() ^ 1);
+        Base::masked_tile(ring.stage()) = tile < w.unmasked ? tile : Base::NONE;
         ptx::mbarrier_arrive_expect(there, TILE + 2 * ROW_BYTES);
         Base::copy_tile(q_tiles + ring.stage() * TILE, maps.q, there, PANEL, tile * BLOCK_M, head, w.batch);
         int64_t row = row_number(args, w.batch, head, tile * BLOCK_M);
@@ -202,7 +203,6 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
     /* The steps of a walk: dv, and P for the other warpgroup. */
     __device__ __forceinline__ void multiply_scores(float (&dv)[DIM / 2], Steps &ring) {
         float p[32], dq[32]; /* p: scores, then probabilities */
-        int head = walk.head, tile = walk.tile;
         ptx::mbarrier_wait(q_full(ring.stage()), ring.parity());
         ptx::wgmma_hold(dv);
         Base::multiply_rows(p, k_tile, q_tiles + ring.stage() * TILE);
@@ -219,9 +219,10 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
                 add_half(dq, 0, 0, ring);
             }
             Base::exponentiate(p, row_tiles + ring.stage() * 2 * ROW_BYTES);
+            int tile = Base::read(Base::masked_tile(ring.stage()));
             __syncwarp();
             arrive_all(q_empty(ring.stage()));
-            if (tile < walk.unmasked) Base::mask(p, first_key, tile, 0);
+            if (tile != Base::NONE) Base::mask(p, first_key, tile, 0);
             ptx::mbarrier_wait(p_empty(), once.parity() ^ 1);
 #pragma unroll
             for (int n = 0; n < 8; n++) ptx::store_4(p_at(n), &p[n * 4]);
@@ -238,7 +239,6 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
             Base::multiply_rows(p, k_tile, q_tiles + next.stage() * TILE); /* the last time of what lies there */
             wait_for_gradients(once);
             multiply_queries(dq, 0);
-            Base::next_tile(walk, head, tile);
         }
         end_steps(p, dq, 0, ring);
     }
@@ -246,7 +246,6 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
     /* The steps of a walk: dk, and dS for dq. */
     __device__ __forceinline__ void multiply_gradients(float (&dk)[DIM / 2], Steps &ring) {
         float ds[32], dq[32];
-        int head = walk.head, tile = walk.tile;
         DoSteps first = {ring.count};
         ptx::mbarrier_wait(do_full(first.stage()), first.parity());
         ptx::wgmma_hold(dk);
@@ -264,6 +263,7 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
                 add_half(dq, 0, 1, ring);
             }
             ptx::mbarrier_wait(q_full(ring.stage()), ring.parity());
+            int tile = Base::read(Base::masked_tile(ring.stage()));
             ptx::mbarrier_wait(p_full(), once.parity());
 #pragma unroll
             for (int n = 0; n < 8; n++) {
@@ -275,7 +275,7 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
             }
             __syncwarp();
             arrive_all(p_empty());
-            if (tile < walk.unmasked) Base::mask(ds, first_key, tile, 0);
+            if (tile != Base::NONE) Base::mask(ds, first_key, tile, 0);
             Base::pack_left(y, ds);
             ptx::mbarrier_wait_cluster(s_empty(), once.parity() ^ 1);
             Base::put(s_tiles + rank * PANEL, y);
@@ -292,7 +292,6 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
             Base::multiply_rows(ds, v_tile, do_tiles + next.stage() * TILE); /* the last time of what lies there */
             wait_for_gradients(once);
             multiply_queries(dq, 1);
-            Base::next_tile(walk, head, tile);
         }
         end_steps(ds, dq, 1, ring);
     }

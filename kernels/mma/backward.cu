@@ -272,9 +272,11 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
             if (args.dq_sum) {
                 int64_t slab = static_cast<int64_t>(walk.batch) * args.heads + this_head;
                 int32_t *turn = args.turn ? args.turn + slab * tiles_m + this_tile : nullptr;
-                if (turn) await_turn(turn, walk.first_key / BLOCK_N);
+                int keys = tiles_of_keys<BLOCK_M, BLOCK_N>(args, this_tile);
+                int place = place_of(args, walk.unit, keys, walk.first_key / BLOCK_N);
+                if (turn) await_turn(turn, place);
                 add_queries(args.dq_sum + (slab * tiles_m + this_tile) * (BLOCK_M * DIM));
-                if (turn) end_turn(turn, walk.first_key / BLOCK_N);
+                if (turn) end_turn(turn, place);
             }
             add_keys(dk, base + DS_AT, q_tile);
             if (STAGES == 2) {

@@ -12,7 +12,8 @@ typedef struct {
     enum {
         ALL,
         MANY, /* more tiles than there are blocks, or heads of a group in a tile: for causal forwards on Hopper alone */
-        LONG  /* walks long enough for another order of a backward's steps: on Hopper alone, not causal */
+        LONG, /* walks long enough for another order of a backward's steps: on Hopper alone, not causal */
+        LAST  /* deterministic, walks of the last keys first: on Hopper alone, causal */
     } what;
 } sizes;
 
@@ -36,7 +37,7 @@ static void run(cuflash_dtype dtype, int64_t dim, const sizes *s, bool causal, b
     cuflash_generator generator = {11, 0};
     static const int inputs[] = {Q, K, V, D_O};
     for (int i = 0; i < COUNT_OF(inputs); i++) REQUIRE_OK(cuflash_random_normal(&t[inputs[i]], &generator, 0, 1));
-    for (int deterministic = 0; deterministic < (s->what == ALL ? 2 : 1); deterministic++) {
+    for (int deterministic = s->what == LAST; deterministic < (s->what == ALL || s->what == LAST ? 2 : 1); deterministic++) {
         cuflash_attention a = {.struct_size = sizeof a, .q = &t[Q], .k = &t[K], .v = &t[V], .o = &t[O], .lse = &lse};
         a.flags = (causal ? CUFLASH_CAUSAL : 0) | (deterministic ? CUFLASH_DETERMINISTIC : 0);
         CHECK_OK(cuflash_attention_forward(&a));
@@ -68,16 +69,18 @@ int main(void) {
     if (cuflash_device_check(0) != CUFLASH_SUCCESS) return printf("skipped: %s\n", cuflash_last_error()), CHECK_SKIPPED;
     static const sizes shapes[] = {{1, 1, 1, 1, ALL},          {65, 97, 2, 1, ALL},    {210, 70, 1, 1, ALL},
                                    {64, 256, 2, 2, ALL},       {70, 1100, 1, 1, ALL},  {70, 2100, 1, 1, ALL},
-                                   {200, 150, 430, 430, MANY}, {5, 70, 448, 56, MANY}, {2050, 40, 134, 134, LONG}};
+                                   {200, 150, 430, 430, MANY}, {5, 70, 448, 56, MANY}, {2050, 40, 134, 134, LONG},
+                                   {140, 200, 80, 80, LAST}};
     static const int dims[] = {32, 59, 64, 96, 128, 192, 256};
     int cases = 0;
     for (int dtype = CUFLASH_FLOAT32; dtype <= CUFLASH_BFLOAT16; dtype++)
         for (int d = 0; d < COUNT_OF(dims); d++)
             for (int i = 0; i < COUNT_OF(shapes); i++) {
                 const sizes *s = &shapes[i];
-                bool causal = s->what == ALL ? (i + d) % 2 == 0 : s->what == MANY;
+                bool causal = s->what == ALL ? (i + d) % 2 == 0 : s->what != LONG;
                 if ((s->seq_k > 1000 || s->what != ALL) && !is_hopper((cuflash_dtype)dtype, dims[d])) continue;
                 if (s->what == LONG && dims[d] != 64 && dims[d] != 128) continue; /* which have kernels of that order */
+                if (s->what == LAST && dims[d] != 64 && dims[d] != 256) continue; /* one of each kind */
                 run((cuflash_dtype)dtype, dims[d], s, causal, i % 2 == 0);
                 cases++;
             }

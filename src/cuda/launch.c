@@ -160,6 +160,7 @@ static cuflash_status run_backward(call *c, char *workspace) {
     c->args.dk_parts = (float *)(workspace + plan->at.dk_parts);
     c->args.dv_parts = (float *)(workspace + plan->at.dv_parts);
     if (plan->turns) c->args.turn = (int32_t *)(workspace + plan->at.turn);
+    c->args.descending = plan->descending;
     c->args.ordered = p->deterministic;
     c->args.stored = family->maps;
     c->args.finishes = plan->finishes;

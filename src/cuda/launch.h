@@ -20,6 +20,7 @@ typedef struct {
     cuflash_kernel_row stats; /* backward: of the forward kernel that recomputes a row's statistics */
     int32_t packed;           /* heads of a group that are in a tile of queries */
     int32_t together;         /* heads, or units of walks, that are gone through at the same time */
+    int32_t descending;       /* backward: units, the first, whose last keys' walks begin */
     bool vector;              /* rows may be read and written 16 bytes at a time */
     bool draws;               /* forward: blocks draw their tiles by a counter */
     bool turns;               /* backward: blocks wait for each other where they add to dq */

@@ -230,10 +230,14 @@ static int64_t blocks_each(const cuflash_kernel_row *row) {
     return row->blocks ? row->blocks : 1;
 }
 
+/* Multiprocessors; or how many times as many as a cluster of blocks takes. */
+static int64_t places_of(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    return cuflash_cuda_get_properties(p->device)->multiprocessors / plan->row.cluster;
+}
+
 /* Of how many blocks, or clusters of them, there is room at the same time, as far as the table tells. */
 static int64_t slots_of(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
-    const cuflash_cuda_properties *device = cuflash_cuda_get_properties(p->device);
-    return device->multiprocessors / plan->row.cluster * blocks_each(&plan->row);
+    return places_of(plan, p) * blocks_each(&plan->row);
 }
 
 /* A block walks the queries of all heads of a group, and writes dk and dv of its keys. But heads are dealt out to more blocks
@@ -272,14 +276,14 @@ static int64_t parts_by_time(int64_t walks, int64_t steps, bool causal, int64_t 
 /* Which walks are dealt out to how many blocks. Of equal walks it is those that are left for the last wave of blocks. */
 static void deal_out(cuflash_cuda_plan *plan, const cuflash_problem *p) {
     const cuflash_kernel_row *row = &plan->row;
-    int64_t slots = slots_of(plan, p), each = blocks_each(row), steps = plan->rows / row->block_m,
+    int64_t places = places_of(plan, p), each = blocks_each(row), slots = places * each, steps = plan->rows / row->block_m,
             group = p->heads / p->heads_kv;
     plan->walks = cuflash_divide_up(p->seq_k, row->block_n) * p->heads_kv * p->batch;
     int64_t by_heads = parts_by_heads(plan->walks, group, p->causal ? cuflash_divide_up(steps, 2) : steps, p->causal, slots);
     int64_t blocks = plan->walks * by_heads, last = p->causal ? blocks : blocks % slots;
     bool enough = by_heads > 1 && blocks >= slots;
     plan->parts = by_heads;
-    if (!enough) plan->parts *= parts_by_time(last, steps * group / by_heads, p->causal, slots / each, each);
+    if (!enough) plan->parts *= parts_by_time(last, steps * group / by_heads, p->causal, places, each);
     plan->whole = plan->parts == 1 ? plan->walks : by_heads > 1 ? 0 : plan->walks - last;
     plan->tiles = plan->whole + (plan->walks - plan->whole) * plan->parts;
 }
@@ -337,24 +341,42 @@ static bool finishes(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
 
 /* As many causal units as one may go through at the same time, 16 or fewer: so that what they read, and their sums of dq, stays
  * in the L2 cache. That saves energy, not clocks, and so time where a GPU is slowed down by the power it draws. */
-static int32_t causal_units_together(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
+static int32_t cached_units(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
     enum { CACHED = 40 << 20 }; /* of the 50 MB of an H200 */
     int64_t each = plan->rows * plan->row.dim * 8;
     int32_t units = CUFLASH_UNITS_TOGETHER;
-    while (p->heads == p->heads_kv && units > 2 && units * each > CACHED) units /= 2;
+    while (plan->family->maps && p->heads == p->heads_kv && units > 2 && units * each > CACHED) units /= 2;
     return units;
+}
+
+/* How many units of a deterministic causal backward are gone through at the same time where all but the last of them begin with
+ * their last keys, so that walks wait for nobody; 0: where they should not. The walks of a group of heads are far apart, and read
+ * again from memory what they share: where tiles have few queries that is too much. */
+static int64_t units_descending(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    enum { GROUPED = 4, FEW_QUERIES = 64 };
+    int64_t units = p->batch * p->heads_kv;
+    bool grouped = p->heads > p->heads_kv;
+    if (plan->parts > 1 || units < 2 || (grouped && plan->row.block_m <= FEW_QUERIES)) return 0;
+    int64_t rounds = cuflash_divide_up(units, grouped ? GROUPED : cached_units(plan, p));
+    return cuflash_divide_up(units, rounds < 2 ? 2 : rounds);
 }
 
 /* Blocks that take turns at dq wait for those of their unit that began before them, so these should begin a step or two
  * earlier: the shorter walks are, the more units must be gone through at the same time for that. Causal walks are of all
  * lengths, and begin apart already where they take no turns. Measured: docs/kernels/hopper-backward.md. */
-static int32_t units_together(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
-    if (p->causal && p->deterministic) return 4096 / plan->row.dim;
-    if (p->causal) return plan->family->maps ? causal_units_together(plan, p) : CUFLASH_UNITS_TOGETHER;
-    if (!plan->turns) return 1;
-    int64_t begin = slots_of(plan, p) / blocks_each(&plan->row); /* walks, in a step */
-    int64_t steps = plan->rows / plan->row.block_m, units = begin * (p->deterministic ? 2 : 1) / steps;
-    return units > 1 ? (int32_t)units : 1;
+static void choose_order(cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    plan->together = 1;
+    if (p->causal && p->deterministic) {
+        int64_t units = p->batch * p->heads_kv, together = units_descending(plan, p);
+        plan->together = together ? (int32_t)together : 4096 / plan->row.dim;
+        plan->descending = together ? (int32_t)((units - 1) / together * together) : 0;
+    } else if (p->causal) {
+        plan->together = cached_units(plan, p);
+    } else if (plan->turns) {
+        int64_t begin = places_of(plan, p), steps = plan->rows / plan->row.block_m; /* walks begin, in a step */
+        int64_t units = begin * (p->deterministic ? 2 : 1) / steps;
+        if (units > 1) plan->together = (int32_t)units;
+    }
 }
 
 static cuflash_status plan_forward(cuflash_cuda_plan *plan, const cuflash_problem *p, size_t *workspace_bytes) {
@@ -378,7 +400,7 @@ static cuflash_status plan_backward(cuflash_cuda_plan *plan, const cuflash_probl
     plan->blocks = blocks_for(plan, p);
     plan->turns = p->dq.data && (p->deterministic || plan->family->maps);
     plan->finishes = finishes(plan, p);
-    plan->together = units_together(plan, p);
+    choose_order(plan, p);
     *workspace_bytes = lay_out(plan, p);
     return CUFLASH_SUCCESS;
 }
@@ -438,6 +460,7 @@ void cuflash_cuda_plan_describe(const cuflash_cuda_plan *plan, const cuflash_pro
              plan->family->what, row->block_m / plan->packed, heads, row->block_n, row->dim, row->stages, row->threads,
              row->smem_bytes, (long long)plan->blocks, clusters, tiles, parts,
              pass == CUFLASH_FORWARD ? ""
+             : plan->descending > 0  ? ", which add to dq in a fixed order, of most heads the last keys first"
              : p->deterministic      ? ", which add to dq in a fixed order"
                                      : ", which add to dq in any order");
 }

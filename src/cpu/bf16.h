@@ -60,16 +60,20 @@ static inline void bf16_store_pairs(char *to, __m512 first, __m512 second) {
     _mm512_store_si512(to, _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(second, first)));
 }
 
-/* As softmax_lanes, of all lanes, but max is the largest score; from scores to pairs of probabilities; pairs of keys up to a
+/* As softmax_lanes, of all lanes; from scores to pairs of probabilities; pairs of keys up to a
  * multiple of 32, 0 where there are none. */
 static inline __attribute__((always_inline)) void bf16_softmax_lanes(const int V, const float *s, char *pairs, int64_t count,
                                                                      float scale, float *max, float *sum, float *out,
                                                                      int64_t dim) {
+    __mmask16 moved[4];
     __m512 m[4], base[4], total[4], c = _mm512_set1_ps(scale), none = _mm512_set1_ps(-INFINITY);
     for (int v = 0; v < V; v++) m[v] = _mm512_load_ps(max + v * 16);
     for (int64_t j = 0; j < count; j++)
         for (int v = 0; v < V; v++) m[v] = _mm512_max_ps(_mm512_load_ps(s + j * BLOCK_M + v * 16), m[v]);
     for (int v = 0; v < V; v++) {
+        __m512 before = _mm512_load_ps(max + v * 16), above = _mm512_mul_ps(_mm512_sub_ps(m[v], before), c);
+        moved[v] = _mm512_cmp_ps_mask(above, _mm512_set1_ps(MOST_EXPONENT), _CMP_GT_OQ); /* from -inf, too */
+        m[v] = _mm512_mask_mov_ps(before, moved[v], m[v]);
         base[v] = _mm512_mask_mov_ps(m[v], _mm512_cmpeq_ps_mask(m[v], none), _mm512_setzero_ps());
         total[v] = _mm512_setzero_ps();
     }
@@ -96,7 +100,7 @@ static inline __attribute__((always_inline)) void bf16_softmax_lanes(const int V
         __m512 shrink = bf16_exp2(_mm512_mul_ps(_mm512_sub_ps(before, base[v]), c));
         _mm512_store_ps(sum + v * 16, _mm512_fmadd_ps(_mm512_load_ps(sum + v * 16), shrink, total[v]));
         _mm512_store_ps(max + v * 16, m[v]);
-        if (_mm512_cmp_ps_mask(before, m[v], _CMP_NEQ_UQ) == 0) continue;
+        if (moved[v] == 0) continue;
         for (int64_t d = 0; d < dim; d++) {
             float *at = out + d * BLOCK_M + v * 16;
             _mm512_store_ps(at, _mm512_mul_ps(_mm512_load_ps(at), shrink));
@@ -226,38 +230,59 @@ static int64_t bf16_lay_out(const cuflash_cpu_plan *plan, const cuflash_problem 
     return used / 4;
 }
 
+/* Which of a row's so many numbers from d on there are. */
+static inline __mmask32 bf16_inside(int64_t dim, int64_t d) {
+    return dim - d >= 32 ? 0xffffffff : (1u << (dim - d)) - 1;
+}
+
 /* The block's rows of x, times 1, -1 or 0, as pairs of d; says whether there are denormal numbers. */
 static int bf16_load_pairs(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
                            float factor, char *to) {
-    uint16_t sign = factor < 0 ? 0x8000 : 0;
-    memset(to, 0, (size_t)(cuflash_round_up(dim, BF16_K) * BLOCK_M * 2));
-    int odd = 0;
-    for (int64_t r = 0; r < block->rows && factor != 0; r++) {
-        const uint16_t *row = bf16_query_row(plan, block, x, r);
-        uint16_t *pair = (uint16_t *)(void *)to + r * 2;
-        for (int64_t d = 0; d < dim; d++) {
-            pair[d / 2 * (BF16_PAIRS / 2) + d % 2] = row[d] ^ sign;
-            odd |= is_denormal(row[d]);
+    __mmask32 odd = 0;
+    if (factor == 0 || block->lanes < BLOCK_M) memset(to, 0, (size_t)(cuflash_round_up(dim, BF16_K) * BLOCK_M * 2));
+    for (int64_t lane = 0; lane < block->lanes && factor != 0; lane += 16) {
+        const uint16_t *rows[16];
+        for (int64_t i = 0; i < 16; i++) rows[i] = lane + i < block->rows ? bf16_query_row(plan, block, x, lane + i) : NULL;
+        for (int64_t d = 0; d < dim; d += 32) {
+            __mmask32 inside = bf16_inside(dim, d);
+            __m512i sign = _mm512_maskz_set1_epi16(inside, factor < 0 ? (int16_t)0x8000 : 0);
+            vf pairs[16];
+            for (int i = 0; i < 16; i++) {
+                __m512i row = rows[i] ? _mm512_maskz_loadu_epi16(inside, rows[i] + d) : _mm512_setzero_si512();
+                odd |= denormal_lanes(row);
+                pairs[i] = (vf)_mm512_xor_si512(row, rows[i] ? sign : _mm512_setzero_si512());
+            }
+            v_transpose(pairs);
+            for (int i = 0; i < 16; i++) v_store((float *)(void *)(to + (d / 2 + i) * BF16_PAIRS) + lane, pairs[i]);
         }
     }
-    return odd;
+    return odd != 0;
+}
+
+/* 16 numbers of two rows, number by number, with zeros for those that are odd; adds to what says which are. */
+static inline __m512i bf16_pair_rows(__m256i first, __m256i second, __mmask32 *odd) {
+    __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
+    __mmask32 here = odd_lanes(both);
+    *odd |= here;
+    return _mm512_mask_mov_epi16(both, here, _mm512_setzero_si512());
 }
 
 /* The block's rows of x as pairs of rows; says whether there are odd numbers, for which there are zeros. */
 static int bf16_load_row_pairs(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
                                int64_t pad, char *to) {
-    memset(to, 0, (size_t)(pad * BLOCK_M * 2));
-    int odd = 0;
-    for (int64_t r = 0; r < block->rows; r++) {
-        const uint16_t *row = bf16_query_row(plan, block, x, r);
-        uint16_t *pair = (uint16_t *)(void *)to + r / 2 * pad * 2 + r % 2;
-        for (int64_t d = 0; d < dim; d++) {
-            int one = is_odd(row[d]);
-            pair[d * 2] = one ? 0 : row[d];
-            odd |= one;
+    __mmask32 odd = 0;
+    for (int64_t r = 0; r < BLOCK_M; r += 2) {
+        const uint16_t *rows[2];
+        for (int64_t e = 0; e < 2; e++) rows[e] = r + e < block->rows ? bf16_query_row(plan, block, x, r + e) : NULL;
+        for (int64_t d = 0; d < pad; d += 16, to += 64) {
+            __mmask16 inside = (__mmask16)bf16_inside(dim, d);
+            __m256i part[2];
+            for (int e = 0; e < 2; e++)
+                part[e] = rows[e] ? _mm256_maskz_loadu_epi16(inside, rows[e] + d) : _mm256_setzero_si256();
+            _mm512_storeu_si512(to, bf16_pair_rows(part[0], part[1], &odd));
         }
     }
-    return odd;
+    return odd != 0;
 }
 
 /* Rows of K or V as left operands: in place where they are whole tiles. */
@@ -315,32 +340,17 @@ static int bf16_turn_keys(const cuflash_problem *p, const bf16_operands *of, int
     __mmask32 odd = 0;
     for (int64_t d = 0; d < of->dim; d += BF16_ROWS) {
         __mmask16 inside = d + BF16_ROWS <= of->turned_dim ? 0xffff : (__mmask16)((1u << (of->turned_dim - d)) - 1);
-        __m512i x[16];
+        vf x[16];
         for (int i = 0; i < 16; i++) { /* of two keys, dimension by dimension */
             __m256i key[2];
             for (int e = 0; e < 2; e++) {
                 const char *row = cuflash_row(of->turned, pair / p->heads_kv, pair % p->heads_kv, first + 2 * i + e);
                 key[e] = 2 * i + e < left ? _mm256_maskz_loadu_epi16(inside, row + d * 2) : _mm256_setzero_si256();
             }
-            __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(key[0]), _mm512_slli_epi32(_mm512_cvtepu16_epi32(key[1]), 16));
-            __mmask32 here = odd_lanes(both);
-            odd |= here;
-            x[i] = _mm512_mask_mov_epi16(both, here, _mm512_setzero_si512());
+            x[i] = (vf)bf16_pair_rows(key[0], key[1], &odd);
         }
-        for (int bit = 1; bit < 16; bit *= 2) { /* a transpose of 16 x 16: across the diagonal, of 1, 2, 4, 8 */
-            const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-            __mmask16 upper = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(bit));
-            __m512i low = _mm512_mask_add_epi32(lane, upper, lane, _mm512_set1_epi32(16 - bit));
-            __m512i high =
-                _mm512_mask_add_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(bit)), upper, lane, _mm512_set1_epi32(16));
-            for (int i = 0; i < 16; i++) {
-                if (i & bit) continue;
-                __m512i a = x[i], b = x[i + bit];
-                x[i] = _mm512_permutex2var_epi32(a, low, b);
-                x[i + bit] = _mm512_permutex2var_epi32(a, high, b);
-            }
-        }
-        for (int i = 0; i < 16; i++) _mm512_store_si512(to + (d + i) * BF16_K, x[i]);
+        v_transpose(x);
+        for (int i = 0; i < 16; i++) _mm512_store_si512(to + (d + i) * BF16_K, (__m512i)x[i]);
     }
     return odd ? ODD_TURNED : 0;
 }
@@ -349,11 +359,8 @@ static int bf16_look_at_keys(const cuflash_problem *p, const bf16_operands *of, 
     __mmask32 denormal = 0;
     for (int64_t j = 0; j < count; j++) {
         const char *row = cuflash_row(of->in_place, pair / p->heads_kv, pair % p->heads_kv, first + j);
-        for (int64_t d = 0; d < of->in_place_dim; d += 32) {
-            __mmask32 inside = of->in_place_dim - d >= 32 ? 0xffffffff : (1u << (of->in_place_dim - d)) - 1;
-            __m512i x = _mm512_maskz_loadu_epi16(inside, row + d * 2);
-            denormal |= denormal_lanes(x);
-        }
+        for (int64_t d = 0; d < of->in_place_dim; d += 32)
+            denormal |= denormal_lanes(_mm512_maskz_loadu_epi16(bf16_inside(of->in_place_dim, d), row + d * 2));
     }
     return denormal ? DENORMAL_IN_PLACE : 0;
 }

@@ -78,15 +78,41 @@ static char *row_address(const cuflash_cpu_plan *plan, const row_block *block, c
     return cuflash_row(x, block->batch, block->head_kv * plan->group + row % plan->group, row / plan->group);
 }
 
+/* Turns VL rows of `width` floats, whole vectors: to[d][row], of the first dim of them. */
+static __attribute__((noinline)) void turn_rows(const float *rows, int64_t width, int64_t dim, float factor, float *to) {
+    for (int64_t d = 0; d < dim; d += VL) {
+        vf x[VL];
+        for (int i = 0; i < VL; i++) x[i] = v_load(rows + i * width + d) * factor;
+        v_transpose(x);
+        for (int i = 0; i < VL && d + i < dim; i++) v_store(to + (d + i) * BLOCK_M, x[i]);
+    }
+}
+
+/* And back. */
+static __attribute__((noinline)) void turn_lanes(const float *lanes, int64_t width, int64_t dim, vf factor, float *rows) {
+    for (int64_t d = 0; d < dim; d += VL) {
+        vf x[VL];
+        for (int i = 0; i < VL; i++) x[i] = d + i < dim ? v_load(lanes + (d + i) * BLOCK_M) * factor : (vf){0};
+        v_transpose(x);
+        for (int i = 0; i < VL; i++) v_store(rows + i * width + d, x[i]);
+    }
+}
+
+enum { WIDEST = (CUFLASH_MAX_HEAD_DIM + VL - 1) / VL * VL };
+
 /* The block's rows of x times factor, as lanes: dst[d][row]. Lanes without a row are zero. */
 static void load_lanes(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
                        float factor, float *dst) {
-    float row[CUFLASH_MAX_HEAD_DIM];
-    for (int64_t d = 0; d < dim && block->rows < block->lanes; d++)
-        memset(dst + d * BLOCK_M + block->rows, 0, (size_t)(block->lanes - block->rows) * sizeof(float));
-    for (int64_t r = 0; r < block->rows; r++) {
-        load_row(x->dtype, row_address(plan, block, x, r), dim, row);
-        for (int64_t d = 0; d < dim; d++) dst[d * BLOCK_M + r] = factor * row[d];
+    float rows[VL * WIDEST];
+    int64_t width = cuflash_round_up(dim, VL);
+    for (int64_t lane = 0; lane < block->lanes; lane += VL) {
+        for (int64_t i = 0; i < VL; i++) {
+            float *row = rows + i * width;
+            int64_t loaded = lane + i < block->rows ? dim : 0;
+            if (loaded) load_row(x->dtype, row_address(plan, block, x, lane + i), dim, row);
+            for (int64_t d = loaded; d < width; d++) row[d] = 0;
+        }
+        turn_rows(rows, width, dim, factor, dst + lane);
     }
 }
 
@@ -102,10 +128,12 @@ static void load_rows(const cuflash_cpu_plan *plan, const row_block *block, cons
 /* Writes lanes, src[d][row] * factor[row], to the block's rows of x. */
 static void store_lanes(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
                         const float *src, const float *factor) {
-    float row[CUFLASH_MAX_HEAD_DIM];
-    for (int64_t r = 0; r < block->rows; r++) {
-        for (int64_t d = 0; d < dim; d++) row[d] = src[d * BLOCK_M + r] * factor[r];
-        store_row(x->dtype, row_address(plan, block, x, r), dim, row);
+    float rows[VL * WIDEST];
+    int64_t width = cuflash_round_up(dim, VL);
+    for (int64_t lane = 0; lane < block->rows; lane += VL) {
+        turn_lanes(src + lane, width, dim, v_load(factor + lane), rows);
+        for (int64_t i = 0; i < VL && lane + i < block->rows; i++)
+            store_row(x->dtype, row_address(plan, block, x, lane + i), dim, rows + i * width);
     }
 }
 
@@ -538,7 +566,10 @@ static void load_softmax(const cuflash_cpu_plan *plan, const cuflash_problem *p,
         memcpy(lse + r, row_address(plan, block, &p->lse, r), sizeof *lse);
         enough = enough && is_fine(lse[r], block->limit[r]);
     }
-    if (!enough) attend(p, block, w, 0, 0, p->seq_k, ticket);
+    if (!enough) {
+        load_lanes(plan, block, &p->q, p->head_dim, query_factor(p), w->q_lanes);
+        attend(p, block, w, 0, 0, p->seq_k, ticket);
+    }
     for (int64_t r = 0; r < block->lanes; r++) {
         if (r < block->rows && !(given && is_fine(lse[r], block->limit[r]))) {
             w->shift[r] = sees_nothing(w, r) ? -INFINITY : -log2f(w->sum[r]);
@@ -550,15 +581,21 @@ static void load_softmax(const cuflash_cpu_plan *plan, const cuflash_problem *p,
     }
 }
 
-/* delta = sum of dO * O, for every row */
+/* delta = sum of dO * O, for every row, in so many chains of additions */
 static void load_delta(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w) {
+    enum { CHAINS = 16 };
     float o[CUFLASH_MAX_HEAD_DIM];
     for (int64_t r = 0; r < block->lanes; r++) {
-        double sum = 0;
+        double sums[CHAINS] = {0}, sum = 0;
         if (r < block->rows) {
+            const float *d_o = w->d_o_rows + r * plan->pad_dv;
             load_row(p->o.dtype, row_address(plan, block, &p->o, r), p->head_dim_v, o);
-            for (int64_t d = 0; d < p->head_dim_v; d++) sum += (double)o[d] * (double)w->d_o_rows[r * plan->pad_dv + d];
+            int64_t d = 0;
+            for (; d + CHAINS <= p->head_dim_v; d += CHAINS)
+                for (int i = 0; i < CHAINS; i++) sums[i] += (double)o[d + i] * (double)d_o[d + i];
+            for (; d < p->head_dim_v; d++) sum += (double)o[d] * (double)d_o[d];
         }
+        for (int i = 0; i < CHAINS; i++) sum += sums[i];
         w->delta[r] = (float)sum;
     }
 }
@@ -629,6 +666,7 @@ static void backward_block(const cuflash_cpu_plan *plan, const cuflash_problem *
 #else
     (void)more, (void)packed;
 #endif
+    load_lanes(plan, block, &p->q, p->head_dim, query_factor(p), w->q_lanes);
     load_lanes(plan, block, &p->d_o, p->head_dim_v, 1, w->d_o_lanes);
     load_rows(plan, block, &p->q, p->head_dim, plan->pad_d, w->q_rows);
     finite_rows finite = {all_finite(w->q_rows, plan->pad_d, block->rows, plan->pad_d),
@@ -647,7 +685,6 @@ static void backward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int
     memset(partial, 0, (size_t)plan->partial_floats * sizeof *partial);
     for (int64_t index = split; index < plan->row_blocks; index += plan->splits) {
         row_block block = block_at(plan, p, pair, index);
-        load_lanes(plan, &block, &p->q, p->head_dim, query_factor(p), w.q_lanes);
         load_rows(plan, &block, &p->d_o, p->head_dim_v, plan->pad_dv, w.d_o_rows);
         load_delta(plan, p, &block, &w);
         load_softmax(plan, p, &block, &w, ticket);

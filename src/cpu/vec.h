@@ -61,25 +61,34 @@ static inline vf v_min(vf x, vf y) {
     return -v_max(-x, -y);
 }
 
+/* Their numbers, of lanes. */
+#if defined(__AVX512F__)
+#define V_LANES ((vi){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
+#elif defined(__AVX2__)
+#define V_LANES ((vi){0, 1, 2, 3, 4, 5, 6, 7})
+#else
+#define V_LANES ((vi){0, 1, 2, 3})
+#endif
+
+/* Lane l is lane from[l] of x, and then of y; `from` is made of constants. */
+static inline __attribute__((always_inline)) vf v_pick(vf x, vf y, vi from) {
+#if defined(__clang__)
+    vf z;
+    for (int l = 0; l < VL; l++) z[l] = from[l] < VL ? x[from[l]] : y[from[l] - VL];
+    return z;
+#else
+    return __builtin_shuffle(x, y, from);
+#endif
+}
+
 /* Lane l is lane l ^ n of x; n is a constant. */
 static inline __attribute__((always_inline)) vf v_swap(vf x, const int n) {
-    vi from;
-#pragma GCC unroll 16
-    for (int l = 0; l < VL; l++) from[l] = l ^ n;
-#if defined(__clang__)
-    vf y;
-    for (int l = 0; l < VL; l++) y[l] = x[from[l]];
-    return y;
-#else
-    return __builtin_shuffle(x, from);
-#endif
+    return v_pick(x, x, V_LANES ^ n);
 }
 
 /* Sums of pairs of lanes that are n apart: of x where l & n is 0, of y elsewhere; n is a constant. */
 static inline __attribute__((always_inline)) vf v_add_pairs(vf x, vf y, const int n) {
-    vi second;
-#pragma GCC unroll 16
-    for (int l = 0; l < VL; l++) second[l] = l & n ? -1 : 0;
+    vi second = (V_LANES & n) != 0;
     return v_select(second, y, x) + v_swap(v_select(second, x, y), n);
 }
 
@@ -89,6 +98,21 @@ static inline __attribute__((always_inline)) vf v_sums(const vf *x) {
 #pragma GCC unroll 4
     for (int n = 4; n < VL; n *= 2) sums = sums + v_swap(sums, n);
     return sums;
+}
+
+/* Lane l of x[i] becomes lane i of x[l]. */
+static inline __attribute__((always_inline)) void v_transpose(vf *x) {
+#pragma GCC unroll 4
+    for (int n = 1; n < VL; n *= 2) { /* across the diagonal, of 1, 2, 4, 8 */
+        vi low = V_LANES + (((V_LANES & n) != 0) & (VL - n));
+#pragma GCC unroll 16
+        for (int i = 0; i < VL; i++) {
+            if (i & n) continue;
+            vf a = x[i], b = x[i + n];
+            x[i] = v_pick(a, b, low);
+            x[i + n] = v_pick(a, b, low + n);
+        }
+    }
 }
 
 /* 2^r for |r| <= 1/2: a polynomial of degree 6 (minimax, error 2e-9 relative). */

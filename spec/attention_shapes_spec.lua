@@ -30,6 +30,7 @@ local sequences = {
   { seq_q = 257, seq_k = 100, dim = 40, heads = 2 },
   { seq_q = 1023, seq_k = 1024, dim = 32 },
   { seq_q = 1024, seq_k = 1023, dim = 40 },
+  { seq_q = 1300, seq_k = 1100, dim = 48, heads = 2, heads_kv = 1 }, -- backwards have keys in parts, on the CPU
 }
 
 local dims = {

@@ -482,10 +482,10 @@ static void bf16_backward_tile(const cuflash_cpu_plan *plan, const cuflash_probl
     }
 }
 
-/* All tiles of a block: adds to dq_lanes, and to dk and dv of the split. */
+/* As backward_block. */
 static void bf16_backward_block(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block,
-                                const scratch *w, const bf16_scratch *x, const char *packed, float *dk, float *dv,
-                                unsigned ticket) {
+                                const scratch *w, const bf16_scratch *x, const char *packed, int64_t begin, int64_t end,
+                                float *dk, float *dv, unsigned ticket) {
     const char *odd_keys = packed + bf16_turned_bytes(plan, p);
     bf16_odd_rows odd = {bf16_load_pairs(plan, block, &p->q, p->head_dim, query_factor(p), x->q),
                          bf16_load_pairs(plan, block, &p->d_o, p->head_dim_v, 1, x->d_o),
@@ -496,8 +496,8 @@ static void bf16_backward_block(const cuflash_cpu_plan *plan, const cuflash_prob
         memset(x->ds, 0, BF16_BLOCK_N * BLOCK_M * 2);
     }
     bf16_begin();
-    for (int64_t first = 0; first < block->keys && !cuflash_interrupted(ticket); first += BF16_BLOCK_N) {
-        int64_t count = block->keys - first < BF16_BLOCK_N ? block->keys - first : BF16_BLOCK_N;
+    for (int64_t first = begin; first < end && !cuflash_interrupted(ticket); first += BF16_BLOCK_N) {
+        int64_t count = end - first < BF16_BLOCK_N ? end - first : BF16_BLOCK_N;
         bf16_backward_tile(plan, p, block, first, count, odd, odd_keys[first / BF16_BLOCK_N], packed, w, x, dk, dv);
     }
     bf16_end();

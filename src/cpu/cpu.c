@@ -96,14 +96,30 @@ const char *cuflash_cpu_isa(void) {
 
 /* ---- Plan --------------------------------------------------------------------------------------- */
 
-/* Pieces of work that a backward is cut into, at least: enough to keep many threads busy, and few enough that the
- * partial dk and dv of each stay small. They depend on the problem alone, so that results do not depend on the
- * number of threads. */
-enum { BACKWARD_UNITS = 16 };
-
 /* A forward's rows of a pair are cut into parts of the keys where there are fewer blocks of them; a part has some keys at least.
  * Only the pair counts: a row's result is then the same whatever other rows the batch has. */
 enum { PAIR_UNITS = 16, PART_KEYS = 1024 };
+
+/* How a backward's keys are cut into parts and its row blocks dealt out to splits: so that units are done soonest by 16 threads
+ * that are not equally fast. Parts cost sums of dq, and rows that are laid out again for each; splits cost sums of dk and dv,
+ * which are zeroed, filled and read. The problem alone decides, so that results do not depend on the number of threads. */
+static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
+    enum { THREADS = 16, MOST = 8 * THREADS, FEWEST_KEYS = 384 }; /* MOST: units */
+    const double WORK = 0.016e-9, WORK_ON_PAIRS = 0.0025e-9;      /* seconds: of a multiply-add on one thread, */
+    const double MOVE = 0.5e-9, LAY_OUT = 1.5e-9; /* of a float32 that is moved, and one of Q's that is laid out */
+    double work = (double)plan->rows * (double)p->seq_k * (double)(3 * p->head_dim + 2 * p->head_dim_v) *
+                  (plan->packed_bytes > 0 ? WORK_ON_PAIRS : WORK) * (p->causal ? 0.5 : 1);
+    double dq = (double)(plan->rows * plan->pad_d), dk_dv = (double)(plan->pad_k * (plan->pad_d + plan->pad_dv)), least = -1;
+    for (int64_t parts = 1; parts == 1 || (plan->pairs * parts <= MOST && parts <= p->seq_k / FEWEST_KEYS); parts++)
+        for (int64_t splits = 1; splits == 1 || (plan->pairs * parts * splits <= MOST && splits <= plan->row_blocks);
+             splits++) {
+            double units = (double)(plan->pairs * parts * splits);
+            double extra = (double)parts * dq * (LAY_OUT + (parts > 1 ? 2 * MOVE : 0)) + (double)splits * dk_dv * 3 * MOVE;
+            double time = (work + extra) * (1 + 0.5 * THREADS / units);
+            if (least >= 0 && time >= least) continue;
+            plan->key_parts = parts, plan->splits = splits, least = time;
+        }
+}
 
 /* A thread that gets less work than this, in multiply-adds, costs more to wake than it saves. */
 static const double WORK_PER_THREAD = 1e6;
@@ -127,26 +143,30 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     plan->pad_d = cuflash_round_up(p->head_dim, kernels->vector);
     plan->pad_dv = cuflash_round_up(p->head_dim_v, kernels->vector);
     plan->pad_k = cuflash_round_up(p->seq_k, 16);
-    plan->splits = (BACKWARD_UNITS + plan->pairs - 1) / plan->pairs;
-    if (plan->splits > plan->row_blocks) plan->splits = plan->row_blocks;
     /* A pair of few rows is not worth packing for. */
     enum { ENOUGH_ROWS = 32 };
     if (kernels->packed_bytes && p->dtype == CUFLASH_BFLOAT16 && plan->rows >= ENOUGH_ROWS)
         plan->packed_bytes = kernels->packed_bytes(plan, p);
-    plan->key_parts = 1;
+    plan->key_parts = plan->splits = 1;
+    if (pass == CUFLASH_BACKWARD && plan->pairs > 0 && plan->rows > 0) cut_backward(plan, p);
     if (pass == CUFLASH_FORWARD && plan->row_blocks < PAIR_UNITS && plan->packed_bytes == 0 && p->seq_k >= 2 * PART_KEYS) {
         int64_t parts = (PAIR_UNITS + plan->row_blocks - 1) / plan->row_blocks, most = p->seq_k / PART_KEYS;
         plan->key_parts = parts < most ? parts : most;
         plan->partial_floats = (2 + p->head_dim_v) * (plan->rows < kernels->block_m ? plan->rows : kernels->block_m);
     }
-    plan->units = plan->pairs * (pass == CUFLASH_FORWARD ? plan->row_blocks * plan->key_parts : plan->splits);
+    plan->units = plan->pairs * plan->key_parts * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
     plan->threads = worthwhile_threads(p, threads, plan->units);
     plan->scratch_floats = cuflash_round_up(kernels->scratch_floats(plan, p, pass), 16);
-    int64_t floats = 0, partials = 0, packed = 0;
+    if (pass == CUFLASH_BACKWARD && plan->key_parts > 1) plan->dq_floats = plan->row_blocks * kernels->block_m * p->head_dim;
+    int64_t floats = 0, partials = 0, dq_parts = 0, packed = 0, rows = 0;
+    if (pass == CUFLASH_BACKWARD) rows = plan->pairs * plan->row_blocks * CUFLASH_ROW_NUMBERS * kernels->block_m;
     if ((pass == CUFLASH_BACKWARD && __builtin_mul_overflow(plan->pad_k, plan->pad_d + plan->pad_dv, &plan->partial_floats)) ||
         __builtin_mul_overflow(plan->threads, plan->scratch_floats, &floats) ||
-        __builtin_mul_overflow(plan->units, plan->partial_floats, &partials) ||
+        __builtin_mul_overflow(pass == CUFLASH_FORWARD ? plan->units : plan->pairs * plan->splits, plan->partial_floats,
+                               &partials) ||
         __builtin_add_overflow(floats, partials, &floats) ||
+        __builtin_mul_overflow(plan->pairs * plan->key_parts, plan->dq_floats, &dq_parts) ||
+        __builtin_add_overflow(floats, dq_parts, &floats) || __builtin_add_overflow(floats, rows, &floats) ||
         __builtin_mul_overflow(plan->pairs, plan->packed_bytes / 4, &packed) ||
         __builtin_add_overflow(floats, packed, &floats) || floats > INT64_MAX / 4)
         return cuflash_fail(CUFLASH_OUT_OF_MEMORY, "attention: the workspace of this problem does not fit 64 bits");
@@ -181,8 +201,10 @@ typedef struct {
     const cuflash_cpu_plan *plan;
     const cuflash_problem *p;
     float *scratch;  /* [threads][scratch_floats] */
-    float *partials; /* [units][partial_floats] */
     void *packed;    /* [pairs][packed_bytes] */
+    float *partials; /* forward: [units][partial_floats]; backward: [pairs][splits][partial_floats] */
+    float *dq_parts; /* [pairs][key_parts][dq_floats] */
+    float *rows;     /* backward: [pairs * row_blocks][CUFLASH_ROW_NUMBERS][block_m] */
     unsigned ticket;
 } work;
 
@@ -202,8 +224,22 @@ static void forward_finish_units(void *context, int64_t begin, int64_t end, int 
 static void backward_units(void *context, int64_t begin, int64_t end, int thread) {
     const work *w = context;
     for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++)
-        w->plan->kernels->backward(w->plan, w->p, unit, w->scratch + thread * w->plan->scratch_floats, w->packed,
-                                   w->partials + unit * w->plan->partial_floats, w->ticket);
+        w->plan->kernels->backward(w->plan, w->p, unit, w->scratch + thread * w->plan->scratch_floats, w->packed, w->rows,
+                                   w->partials, w->dq_parts, w->ticket);
+}
+
+static void backward_begin(void *context, int64_t begin, int64_t end, int thread) {
+    const work *w = context;
+    for (int64_t number = begin; number < end && !cuflash_interrupted(w->ticket); number++)
+        w->plan->kernels->backward_begin(w->plan, w->p, number, w->scratch + thread * w->plan->scratch_floats, w->rows,
+                                         w->ticket);
+}
+
+static void backward_finish_rows(void *context, int64_t begin, int64_t end, int thread) {
+    const work *w = context;
+    for (int64_t number = begin; number < end && !cuflash_interrupted(w->ticket); number++)
+        w->plan->kernels->backward_finish_rows(w->plan, w->p, number, w->scratch + thread * w->plan->scratch_floats,
+                                               w->dq_parts);
 }
 
 /* Blocks of so many keys. */
@@ -219,13 +255,13 @@ static void pack_units(void *context, int64_t begin, int64_t end, int thread) {
         w->plan->kernels->pack(w->plan, w->p, unit / blocks, unit % blocks * size, w->packed);
 }
 
-static void finish_units(void *context, int64_t begin, int64_t end, int thread) {
+static void backward_finish_keys(void *context, int64_t begin, int64_t end, int thread) {
     (void)thread;
     const work *w = context;
     int64_t size = w->plan->kernels->block_n, blocks = key_blocks(w, size);
     for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++) {
         int64_t first = unit % blocks * size, left = w->p->seq_k - first;
-        w->plan->kernels->backward_finish(w->plan, w->p, unit / blocks, first, left < size ? left : size, w->partials);
+        w->plan->kernels->backward_finish_keys(w->plan, w->p, unit / blocks, first, left < size ? left : size, w->partials);
     }
 }
 
@@ -234,6 +270,8 @@ void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuf
     work w = {.plan = plan, .p = p, .scratch = workspace, .ticket = ticket};
     w.packed = w.scratch + plan->threads * plan->scratch_floats;
     w.partials = (float *)w.packed + plan->pairs * (plan->packed_bytes / 4);
+    w.dq_parts = w.partials + plan->pairs * plan->splits * plan->partial_floats;
+    w.rows = w.dq_parts + plan->pairs * plan->key_parts * plan->dq_floats;
     if (plan->packed_bytes > 0)
         cuflash_parallel_for(plan->threads, plan->pairs * key_blocks(&w, plan->kernels->pack_n), 1, pack_units, &w);
     if (pass == CUFLASH_FORWARD) {
@@ -242,7 +280,10 @@ void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuf
             cuflash_parallel_for(plan->threads, plan->pairs * plan->row_blocks, 1, forward_finish_units, &w);
         return;
     }
+    cuflash_parallel_for(plan->threads, plan->pairs * plan->row_blocks, 1, backward_begin, &w);
     cuflash_parallel_for(plan->threads, plan->units, 1, backward_units, &w);
+    if (p->dq.data && plan->key_parts > 1)
+        cuflash_parallel_for(plan->threads, plan->pairs * plan->row_blocks, 1, backward_finish_rows, &w);
     if (p->dk.data || p->dv.data)
-        cuflash_parallel_for(plan->threads, plan->pairs * key_blocks(&w, plan->kernels->block_n), 1, finish_units, &w);
+        cuflash_parallel_for(plan->threads, plan->pairs * key_blocks(&w, plan->kernels->block_n), 1, backward_finish_keys, &w);
 }

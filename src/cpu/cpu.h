@@ -18,16 +18,19 @@ typedef struct {
     int64_t pairs;          /* batch * heads_kv */
     int64_t rows;           /* per pair: group * seq_q */
     int64_t row_blocks;     /* per pair */
-    int64_t key_parts;      /* that the keys of a forward's row block are cut into */
-    int64_t units;          /* pieces of work that threads take: forward row blocks by parts, backward splits */
-    int64_t splits;         /* backward: parts a pair's row blocks are dealt out to, each with its own dk and dv */
+    int64_t key_parts;      /* that the keys are cut into: of a forward's row block, of a backward's pair */
+    int64_t splits;         /* backward: that a pair's row blocks are dealt out to, each with its own dk and dv */
+    int64_t units;          /* pieces of work that threads take: forward row blocks by parts, backward splits by parts */
     int64_t pad_d, pad_dv;  /* head dimensions rounded up to whole vectors */
     int64_t pad_k;          /* seq_k rounded up to 16 */
     int64_t scratch_floats; /* per thread */
     int64_t packed_bytes;   /* per pair: V (forward) or K (backward) in bfloat16, turned (bf16.h), or 0 */
-    int64_t partial_floats; /* per unit; backward: dk [pad_k][pad_d], then dv [pad_k][pad_dv]; forward: max, sum and output
-                             * of each row, or 0 where keys are one part */
+    int64_t partial_floats; /* forward: per unit, max, sum and output of each row, or 0 where keys are one part; backward: per
+                             * split of a pair, dk [pad_k][pad_d], then dv [pad_k][pad_dv] */
+    int64_t dq_floats; /* backward: per part of a pair's keys, [row_blocks][head_dim][block_m], or 0 where keys are one part */
 } cuflash_cpu_plan;
+
+enum { CUFLASH_ROW_NUMBERS = 3 }; /* maximum, shift and delta */
 
 /* What an instruction set provides: its row of the table in cpu.c. */
 typedef struct cuflash_cpu_kernels {
@@ -37,17 +40,24 @@ typedef struct cuflash_cpu_kernels {
     int block_n; /* keys to a tile */
     /* Floats of scratch a thread needs. */
     int64_t (*scratch_floats)(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass);
-    /* One unit of work of each kind. */
+    /* Before a backward: what it needs of each row of a block, of pairs * row_blocks, in rows, [number][CUFLASH_ROW_NUMBERS]
+     * [block_m]. */
+    void (*backward_begin)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t number, float *scratch, float *rows,
+                           unsigned ticket);
+    /* One unit of work of each kind. partial: of the unit; partials: of all. */
     void (*forward)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *scratch, const void *packed,
                     float *partial, unsigned ticket);
     /* Adds up the parts of a row block, of pairs * row_blocks, and writes its output. */
     void (*forward_finish)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t number, float *scratch,
                            const float *partials);
     void (*backward)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *scratch, const void *packed,
-                     float *partial, unsigned ticket);
+                     float *rows, float *partials, float *dq_parts, unsigned ticket);
     /* Sums the splits of block_n keys of a pair and writes dk and dv. */
-    void (*backward_finish)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first_key,
-                            int64_t keys, const float *partials);
+    void (*backward_finish_keys)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first_key,
+                                 int64_t keys, const float *partials);
+    /* Adds up dq of the parts of a row block, of pairs * row_blocks, and writes it. */
+    void (*backward_finish_rows)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t number, float *scratch,
+                                 const float *dq_parts);
     /* bfloat16 by instructions of its own, or NULL: in words, the bytes that a pair takes packed, and packing of pack_n keys. */
     const char *on_pairs;
     int64_t (*packed_bytes)(const cuflash_cpu_plan *plan, const cuflash_problem *p);

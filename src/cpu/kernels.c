@@ -152,6 +152,13 @@ static key_tile load_keys(const row_block *block, const cuflash_operand *x, int6
     return (key_tile){buffer, dim};
 }
 
+/* Where a part of the keys begins: at a tile. */
+static int64_t part_begin(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t part) {
+    int64_t size = plan->packed_bytes > 0 ? plan->kernels->pack_n : BLOCK_N, tiles = (p->seq_k + size - 1) / size;
+    int64_t first = tiles * part / plan->key_parts * size;
+    return first < p->seq_k ? first : p->seq_k;
+}
+
 /* ---- Masking ------------------------------------------------------------------------------------ */
 
 /* How many keys of a tile a vector of lanes sees. */
@@ -237,9 +244,9 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
     TAKE(s, BLOCK_N * BLOCK_M);
     TAKE(k_buffer, BLOCK_N * p->head_dim);
     TAKE(v_buffer, BLOCK_N * p->head_dim_v);
-    TAKE(max, BLOCK_M);
     TAKE(sum, BLOCK_M);
     if (pass == CUFLASH_FORWARD) {
+        TAKE(max, BLOCK_M);
         TAKE(few_q, FEW * plan->pad_d);
         TAKE(few_o, FEW * plan->pad_dv);
         return used;
@@ -249,8 +256,6 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
     TAKE(q_rows, plan->pad_d * BLOCK_M);
     TAKE(d_o_rows, plan->pad_dv * BLOCK_M);
     TAKE(ds, BLOCK_N * BLOCK_M);
-    TAKE(shift, BLOCK_M);
-    TAKE(delta, BLOCK_M);
 #undef TAKE
     return used;
 }
@@ -490,12 +495,6 @@ static row_block forward_block(const cuflash_cpu_plan *plan, const cuflash_probl
     return block_at(plan, p, pair, p->causal ? plan->row_blocks - 1 - index : index);
 }
 
-/* Where a part of the keys begins: at a tile. */
-static int64_t part_begin(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t part) {
-    int64_t tiles = (p->seq_k + BLOCK_N - 1) / BLOCK_N, first = tiles * part / plan->key_parts * BLOCK_N;
-    return first < p->seq_k ? first : p->seq_k;
-}
-
 /* What a part of the keys came to, in `partial`: max, sum, and the output, [dim][rows]. */
 static void keep_part(const cuflash_problem *p, const row_block *block, const scratch *w, float *partial) {
     size_t bytes = (size_t)block->rows * sizeof(float);
@@ -553,6 +552,13 @@ static const float LARGEST_LSE = 32;
 
 static int is_fine(float lse, int64_t visible) {
     return visible == 0 || !(fabsf(lse) > LARGEST_LSE);
+}
+
+/* Where max, shift and delta of a row block are. */
+static void find_rows(float *rows, int64_t number, scratch *w) {
+    w->max = rows + number * CUFLASH_ROW_NUMBERS * BLOCK_M;
+    w->shift = w->max + BLOCK_M;
+    w->delta = w->shift + BLOCK_M;
 }
 
 /* max and shift of every row, so that its probabilities are 2^((s - max) c + shift): from the log-sum-exp where that
@@ -652,15 +658,16 @@ static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p
     }
 }
 
-/* All tiles of a block: adds to dq_lanes, and to dk and dv of the split. */
+/* The tiles of a block from key `begin` to `end`: adds to dq_lanes, and to dk and dv of the split. */
 static void backward_block(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
-                           float *more, const void *packed, float *dk, float *dv, unsigned ticket) {
+                           float *more, const void *packed, int64_t begin, int64_t end, float *dk, float *dv, unsigned ticket) {
 #ifdef __AVX512BF16__
     if (plan->packed_bytes > 0) {
         bf16_scratch x;
         bf16_lay_out(plan, p, more, &x);
         int64_t pair = block->batch * p->heads_kv + block->head_kv;
-        bf16_backward_block(plan, p, block, w, &x, (const char *)packed + pair * plan->packed_bytes, dk, dv, ticket);
+        bf16_backward_block(plan, p, block, w, &x, (const char *)packed + pair * plan->packed_bytes, begin, end, dk, dv,
+                            ticket);
         return;
     }
 #else
@@ -669,35 +676,78 @@ static void backward_block(const cuflash_cpu_plan *plan, const cuflash_problem *
     load_lanes(plan, block, &p->q, p->head_dim, query_factor(p), w->q_lanes);
     load_lanes(plan, block, &p->d_o, p->head_dim_v, 1, w->d_o_lanes);
     load_rows(plan, block, &p->q, p->head_dim, plan->pad_d, w->q_rows);
+    load_rows(plan, block, &p->d_o, p->head_dim_v, plan->pad_dv, w->d_o_rows);
     finite_rows finite = {all_finite(w->q_rows, plan->pad_d, block->rows, plan->pad_d),
                           all_finite(w->d_o_rows, plan->pad_dv, block->rows, plan->pad_dv)};
-    for (int64_t first = 0; first < block->keys && !cuflash_interrupted(ticket); first += BLOCK_N)
+    for (int64_t first = begin; first < end && !cuflash_interrupted(ticket); first += BLOCK_N)
         backward_tile(plan, p, block, first, tile_size(block, first), finite, w, dk, dv);
 }
 
-/* One split of a pair: its row blocks one after the other; dq is theirs alone, dk and dv are summed in partial. */
+/* dq of a block, from lanes of it. */
+static void store_dq(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const float *lanes) {
+    float scale[BLOCK_M];
+    for (int64_t r = 0; r < BLOCK_M; r++) scale[r] = (float)p->scale;
+    store_lanes(plan, block, &p->dq, p->head_dim, lanes, scale);
+}
+
+static int64_t dq_block_floats(const cuflash_problem *p) {
+    return p->head_dim * BLOCK_M;
+}
+
+static void backward_begin(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t number, float *base, float *rows,
+                           unsigned ticket) {
+    row_block block = block_at(plan, p, number / plan->row_blocks, number % plan->row_blocks);
+    scratch w;
+    lay_out(plan, p, CUFLASH_BACKWARD, base, &w);
+    find_rows(rows, number, &w);
+    load_rows(plan, &block, &p->d_o, p->head_dim_v, plan->pad_dv, w.d_o_rows);
+    load_delta(plan, p, &block, &w);
+    load_softmax(plan, p, &block, &w, ticket);
+}
+
+/* One split of a pair's rows by one part of its keys: row blocks one after the other. dk and dv of these keys are summed in the
+ * split's partial; dq is the unit's alone where the keys are one part, else it goes to where the part keeps it. Units of the
+ * first keys, which the most rows see, come first. */
 static void backward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *base, const void *packed,
-                     float *partial, unsigned ticket) {
-    int64_t pair = unit / plan->splits, split = unit % plan->splits;
-    float *dk = partial, *dv = partial + plan->pad_k * plan->pad_d;
+                     float *rows, float *partials, float *dq_parts, unsigned ticket) {
+    int64_t split = unit % plan->splits, pair = unit / plan->splits % plan->pairs, part = unit / plan->splits / plan->pairs;
+    int64_t begin = part_begin(plan, p, part), end = part_begin(plan, p, part + 1);
+    int64_t keys = (part + 1 < plan->key_parts ? end : plan->pad_k) - begin; /* padded */
+    float *dk = partials + (pair * plan->splits + split) * plan->partial_floats, *dv = dk + plan->pad_k * plan->pad_d;
+    float *dq = dq_parts + (pair * plan->key_parts + part) * plan->dq_floats;
     scratch w;
     int64_t used = lay_out(plan, p, CUFLASH_BACKWARD, base, &w);
-    memset(partial, 0, (size_t)plan->partial_floats * sizeof *partial);
+    memset(dk + begin * plan->pad_d, 0, (size_t)(keys * plan->pad_d) * sizeof *dk);
+    memset(dv + begin * plan->pad_dv, 0, (size_t)(keys * plan->pad_dv) * sizeof *dv);
     for (int64_t index = split; index < plan->row_blocks; index += plan->splits) {
         row_block block = block_at(plan, p, pair, index);
-        load_rows(plan, &block, &p->d_o, p->head_dim_v, plan->pad_dv, w.d_o_rows);
-        load_delta(plan, p, &block, &w);
-        load_softmax(plan, p, &block, &w, ticket);
+        if (plan->key_parts > 1 && begin >= block.keys) continue;
+        find_rows(rows, pair * plan->row_blocks + index, &w);
         memset(w.dq_lanes, 0, (size_t)(cuflash_round_up(p->head_dim, 16) * BLOCK_M) * sizeof *w.dq_lanes);
-        backward_block(plan, p, &block, &w, base + used, packed, dk, dv, ticket);
+        backward_block(plan, p, &block, &w, base + used, packed, begin, end < block.keys ? end : block.keys, dk, dv, ticket);
         if (cuflash_interrupted(ticket)) return;
         if (!p->dq.data) continue;
-        for (int64_t r = 0; r < block.rows; r++) {
-            w.delta[r] = (float)p->scale;
+        for (int64_t r = 0; r < block.rows; r++)
             if (w.shift[r] == -INFINITY) clear_lane(w.dq_lanes, p->head_dim, r);
-        }
-        store_lanes(plan, &block, &p->dq, p->head_dim, w.dq_lanes, w.delta);
+        if (plan->key_parts > 1)
+            memcpy(dq + index * dq_block_floats(p), w.dq_lanes, (size_t)dq_block_floats(p) * sizeof *dq);
+        else
+            store_dq(plan, p, &block, w.dq_lanes);
     }
+}
+
+static void backward_finish_rows(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t number, float *base,
+                                 const float *dq_parts) {
+    int64_t pair = number / plan->row_blocks, index = number % plan->row_blocks, floats = dq_block_floats(p);
+    row_block block = block_at(plan, p, pair, index);
+    scratch w;
+    lay_out(plan, p, CUFLASH_BACKWARD, base, &w);
+    memset(w.dq_lanes, 0, (size_t)floats * sizeof *w.dq_lanes);
+    for (int64_t part = 0; part < plan->key_parts && part_begin(plan, p, part) < block.keys; part++) {
+        const float *dq = dq_parts + (pair * plan->key_parts + part) * plan->dq_floats + index * floats;
+        for (int64_t i = 0; i < floats; i += VL) v_store(w.dq_lanes + i, v_load(w.dq_lanes + i) + v_load(dq + i));
+    }
+    store_dq(plan, p, &block, w.dq_lanes);
 }
 
 /* x[key] = factor * the sum of the splits' partial rows. */
@@ -712,8 +762,8 @@ static void sum_splits(const cuflash_cpu_plan *plan, const cuflash_operand *x, i
     store_row(x->dtype, cuflash_row(x, b, h, key), dim, sum);
 }
 
-static void backward_finish(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first, int64_t keys,
-                            const float *partials) {
+static void backward_finish_keys(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first,
+                                 int64_t keys, const float *partials) {
     int64_t b = pair / p->heads_kv, h = pair % p->heads_kv;
     const float *dk = partials + pair * plan->splits * plan->partial_floats, *dv = dk + plan->pad_k * plan->pad_d;
     for (int64_t key = first; key < first + keys; key++) {
@@ -742,15 +792,21 @@ static int64_t scratch_floats(const cuflash_cpu_plan *plan, const cuflash_proble
 #define TEXT(x) TEXT_(x)
 
 const cuflash_cpu_kernels PASTE(cuflash_cpu_, CUFLASH_ISA) = {
-    TEXT(CUFLASH_ISA), VL,
-    BLOCK_M,           BLOCK_N,
-    scratch_floats,    forward,
-    forward_finish,    backward,
-    backward_finish,
+    .name = TEXT(CUFLASH_ISA),
+    .vector = VL,
+    .block_m = BLOCK_M,
+    .block_n = BLOCK_N,
+    .scratch_floats = scratch_floats,
+    .forward = forward,
+    .forward_finish = forward_finish,
+    .backward_begin = backward_begin,
+    .backward = backward,
+    .backward_finish_keys = backward_finish_keys,
+    .backward_finish_rows = backward_finish_rows,
 #ifdef __AVX512BF16__
-    BF16_WORDS,        bf16_packed_bytes,
-    bf16_pack,         BF16_BLOCK_N,
-#else
-    NULL, NULL, NULL, 0,
+    .on_pairs = BF16_WORDS,
+    .packed_bytes = bf16_packed_bytes,
+    .pack = bf16_pack,
+    .pack_n = BF16_BLOCK_N,
 #endif
 };

@@ -720,6 +720,8 @@ static void test_endless_keys(void) {
     size_t bytes = 0;
     CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "", cuflash_attention_workspace(&a, CUFLASH_BACKWARD, &bytes));
     CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "", cuflash_reference_forward(&a));
+    a.q = a.o = &k; /* and as many queries */
+    CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "", cuflash_attention_workspace(&a, CUFLASH_BACKWARD, &bytes));
     cuflash_tensor_release(&q);
     cuflash_tensor_release(&k);
     cuflash_tensor_release(&o);

@@ -109,7 +109,8 @@ static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
     const double MOVE = 0.5e-9, LAY_OUT = 1.5e-9; /* of a float32 that is moved, and one of Q's that is laid out */
     double work = (double)plan->rows * (double)p->seq_k * (double)(3 * p->head_dim + 2 * p->head_dim_v) *
                   (plan->packed_bytes > 0 ? WORK_ON_PAIRS : WORK) * (p->causal ? 0.5 : 1);
-    double dq = (double)(plan->rows * plan->pad_d), dk_dv = (double)(plan->pad_k * (plan->pad_d + plan->pad_dv)), least = -1;
+    double dq = (double)plan->rows * (double)plan->pad_d, dk_dv = (double)plan->pad_k * (double)(plan->pad_d + plan->pad_dv);
+    double least = -1;
     for (int64_t parts = 1; parts == 1 || (plan->pairs * parts <= MOST && parts <= p->seq_k / FEWEST_KEYS); parts++)
         for (int64_t splits = 1; splits == 1 || (plan->pairs * parts * splits <= MOST && splits <= plan->row_blocks);
              splits++) {
@@ -157,13 +158,14 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     plan->units = plan->pairs * plan->key_parts * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
     plan->threads = worthwhile_threads(p, threads, plan->units);
     plan->scratch_floats = cuflash_round_up(kernels->scratch_floats(plan, p, pass), 16);
-    if (pass == CUFLASH_BACKWARD && plan->key_parts > 1) plan->dq_floats = plan->row_blocks * kernels->block_m * p->head_dim;
     int64_t floats = 0, partials = 0, dq_parts = 0, packed = 0, rows = 0;
-    if (pass == CUFLASH_BACKWARD) rows = plan->pairs * plan->row_blocks * CUFLASH_ROW_NUMBERS * kernels->block_m;
-    if ((pass == CUFLASH_BACKWARD && __builtin_mul_overflow(plan->pad_k, plan->pad_d + plan->pad_dv, &plan->partial_floats)) ||
+    bool backward = pass == CUFLASH_BACKWARD;
+    if ((backward && __builtin_mul_overflow(plan->pad_k, plan->pad_d + plan->pad_dv, &plan->partial_floats)) ||
+        (backward && __builtin_mul_overflow(plan->pairs * plan->row_blocks, CUFLASH_ROW_NUMBERS * kernels->block_m, &rows)) ||
+        (backward && plan->key_parts > 1 &&
+         __builtin_mul_overflow(plan->row_blocks * kernels->block_m, p->head_dim, &plan->dq_floats)) ||
         __builtin_mul_overflow(plan->threads, plan->scratch_floats, &floats) ||
-        __builtin_mul_overflow(pass == CUFLASH_FORWARD ? plan->units : plan->pairs * plan->splits, plan->partial_floats,
-                               &partials) ||
+        __builtin_mul_overflow(backward ? plan->pairs * plan->splits : plan->units, plan->partial_floats, &partials) ||
         __builtin_add_overflow(floats, partials, &floats) ||
         __builtin_mul_overflow(plan->pairs * plan->key_parts, plan->dq_floats, &dq_parts) ||
         __builtin_add_overflow(floats, dq_parts, &floats) || __builtin_add_overflow(floats, rows, &floats) ||

@@ -60,8 +60,8 @@ static inline void bf16_store_pairs(char *to, __m512 first, __m512 second) {
     _mm512_store_si512(to, _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(second, first)));
 }
 
-/* As softmax_lanes, of all lanes; from scores to pairs of probabilities; pairs of keys up to a
- * multiple of 32, 0 where there are none. */
+/* As softmax_lanes, of all lanes, from scores to pairs of probabilities; pairs of keys up to a multiple of 32, 0 where there
+ * are none. */
 static inline __attribute__((always_inline)) void bf16_softmax_lanes(const int V, const float *s, char *pairs, int64_t count,
                                                                      float scale, float *max, float *sum, float *out,
                                                                      int64_t dim) {
@@ -339,7 +339,7 @@ static int bf16_turn_keys(const cuflash_problem *p, const bf16_operands *of, int
     int64_t left = p->seq_k - first;
     __mmask32 odd = 0;
     for (int64_t d = 0; d < of->dim; d += BF16_ROWS) {
-        __mmask16 inside = d + BF16_ROWS <= of->turned_dim ? 0xffff : (__mmask16)((1u << (of->turned_dim - d)) - 1);
+        __mmask16 inside = (__mmask16)bf16_inside(of->turned_dim, d);
         vf x[16];
         for (int i = 0; i < 16; i++) { /* of two keys, dimension by dimension */
             __m256i key[2];

@@ -61,7 +61,7 @@ static inline vf v_min(vf x, vf y) {
     return -v_max(-x, -y);
 }
 
-/* Their numbers, of lanes. */
+/* The numbers of the lanes. */
 #if defined(__AVX512F__)
 #define V_LANES ((vi){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
 #elif defined(__AVX2__)

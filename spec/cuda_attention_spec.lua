@@ -174,6 +174,8 @@ describe("a backward whose blocks may go from tile to tile #gpu", function()
     { name = "queries that see nothing", heads = 3, seq_q = 400, seq_k = 150, causal = true },
     -- on sm_90, up to these head dimensions
     { name = "the last keys first", heads = 70, seq_q = 300, seq_k = 420, causal = true, last_first = 256 },
+    { name = "the last keys first, a head of a group to a block", heads = 64, heads_kv = 16, seq_q = 300, seq_k = 420,
+      causal = true, last_first = 256 },
     { name = "the last keys first, heads of a group", heads = 240, heads_kv = 120, seq_q = 300, seq_k = 300, causal = true,
       last_first = 64 },
   }

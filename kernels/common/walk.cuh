@@ -12,12 +12,16 @@ namespace cuflash {
 
 struct Walk {
     int first_key, batch;
-    int unit;       /* number of (batch, KV head, part) */
+    int unit;    /* number of (batch, KV head, part) */
+    int steps;   /* tiles of queries; 0: none that sees a key */
+    int partial; /* is it a part, whose sums are partial? */
+};
+
+/* And the tiles of queries that it goes through. */
+struct Route : Walk {
     int head, tile; /* where it begins */
-    int steps;      /* tiles of queries; 0: none that sees a key */
     int first_tile; /* that sees a key, of every head */
     int unmasked;   /* from this tile on, queries see all keys of the block */
-    int partial;    /* is it a part, whose sums are partial? */
 };
 
 __device__ __forceinline__ int head_kv_of(const cuflash_attention_args &args, int unit) {
@@ -57,8 +61,8 @@ __device__ __forceinline__ Order walk_order(const cuflash_attention_args &args, 
 }
 
 /* The number-th one. */
-template <int BLOCK_M, int BLOCK_N> __device__ __forceinline__ Walk walk_of(const cuflash_attention_args &args, int number) {
-    Walk w;
+template <int BLOCK_M, int BLOCK_N> __device__ __forceinline__ Route walk_of(const cuflash_attention_args &args, int number) {
+    Route w;
     int tiles_n = (args.seq_k + BLOCK_N - 1) / BLOCK_N, tiles_m = args.rows / BLOCK_M;
     Order order = walk_order(args, tiles_n, number);
     w.partial = number >= args.whole;

@@ -43,7 +43,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int THREADS> struct Bac
 
     const cuflash_attention_args &args;
     float *k_tile, *v_tile, *q_tile, *do_tile, *p_tile; /* v_tile is transposed; p_tile: P, then dS transposed */
-    Walk walk;
+    Route walk;
     int warp, row_lane, col_lane;
 
     float dk[MI][DI] = {}, dv[MI][DI] = {};

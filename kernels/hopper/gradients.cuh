@@ -47,7 +47,7 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
 
     const cuflash_attention_args &args;
     const cuflash_hopper_args &maps;
-    uint32_t dq_tile, walk_at; /* in shared memory: a part of dq of each warpgroup; what walks and tiles are, 144 bytes */
+    uint32_t dq_tile, walk_at; /* in shared memory: a part of dq of each warpgroup; what walks and tiles are */
     Walk walk;
 
     __device__ __forceinline__ Gradients(const cuflash_hopper_args &a) : args(a.attention), maps(a) {
@@ -59,14 +59,16 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
     /* ---- The thread that copies ------------------------------------------------------------------ */
 
     /* What that writes for the others: of this walk and of the next one. */
-    __device__ __forceinline__ Walk &shared_walk(unsigned count) const {
-        return *static_cast<Walk *>(__cvta_shared_to_generic(walk_at + count % 2 * 64));
+    __device__ __forceinline__ Route &shared_walk(unsigned count) const {
+        static_assert(2 * sizeof(Route) <= TILES_AT && TILES_AT + 16 <= CUFLASH_HOPPER_WALK_BYTES, "room for them");
+        return *static_cast<Route *>(__cvta_shared_to_generic(walk_at + count % 2 * (TILES_AT / 2)));
     }
-    enum { NONE = -1 }; /* steps: there is no further walk. masked_tile: queries see all keys of the walk */
+    enum { TILES_AT = 128 }; /* behind both of them */
+    enum { NONE = -1 };      /* steps: there is no further walk. masked_tile: queries see all keys of the walk */
 
     /* And of the tile of queries of a stage, its number where some query does not see all keys. */
     __device__ __forceinline__ volatile int &masked_tile(int stage) const {
-        return *static_cast<volatile int *>(__cvta_shared_to_generic(walk_at + 128 + stage * 4));
+        return *static_cast<volatile int *>(__cvta_shared_to_generic(walk_at + TILES_AT + stage * 4));
     }
 
     __device__ __forceinline__ void copy_tile(uint32_t to, const cuflash_tensor_map &map, uint32_t full, int panel_bytes,
@@ -76,7 +78,7 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
 
     /* Causal walks of a unit end at the same queries, but begin at different ones. Where those of the last keys begin, each is a
      * step behind the one before. Where those of the first keys do, they go backwards: each need only begin a step later. */
-    __device__ __forceinline__ void turn_round(Walk &w) const {
+    __device__ __forceinline__ void turn_round(Route &w) const {
         int visible = args.rows / BLOCK_M - w.first_tile, last = w.tile - w.first_tile + w.steps - 1;
         w.head += last / visible, w.tile = w.first_tile + last % visible;
     }
@@ -85,7 +87,7 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
         return args.causal && !descends(args, w.unit);
     }
 
-    __device__ __forceinline__ void next_tile(const Walk &w, int &head, int &tile) const {
+    __device__ __forceinline__ void next_tile(const Route &w, int &head, int &tile) const {
         int tiles = args.rows / BLOCK_M;
         if (goes_back(w)) {
             if (tile-- == w.first_tile) tile = tiles - 1, head--;
@@ -98,7 +100,7 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
         Steps ring;
         for (Ring<1> walks;; walks.count++) {
             int number = own().take_walk(walks), step = 0;
-            Walk &w = shared_walk(walks.count);
+            Route &w = shared_walk(walks.count);
             if (number < args.walks)
                 w = walk_of<BLOCK_M, BLOCK_N>(args, number);
             else
@@ -233,7 +235,7 @@ template <typename Own, typename T, int DIM, int BLOCK_M, int BLOCK_N, int KEYS>
         Ring<1> ring;
         for (Ring<1> walks;; walks.count++) {
             ptx::mbarrier_wait(own().walk_full(), walks.parity());
-            Walk w = shared_walk(walks.count);
+            Route w = shared_walk(walks.count);
             ptx::mbarrier_arrive(own().walk_empty());
             if (w.steps < 0) return;
             int mine = w.first_key / BLOCK_N; /* tile of keys */

@@ -83,7 +83,7 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
         return atomicAdd(args.ticket, 1);
     }
 
-    __device__ __forceinline__ void copy_step(const Walk &w, const Steps &ring, int head, int tile) {
+    __device__ __forceinline__ void copy_step(const Route &w, const Steps &ring, int head, int tile) {
         uint32_t there = full(ring.stage()), rows = row_tiles + ring.stage() * 2 * ROW_BYTES;
         ptx::mbarrier_wait(empty(ring.stage()), ring.parity() ^ 1);
         Base::masked_tile(ring.stage()) = tile < w.unmasked ? tile : Base::NONE;

@@ -44,18 +44,20 @@ enum { CUFLASH_HOPPER_BARRIER_BYTES = 320 };
     X(192, 128, 96, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(192, 128, 96, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1)            \
     X(256, 128, 64, 2, 384, 1, CUFLASH_HOPPER_FORWARD_SMEM(256, 128, 64, 2), CUFLASH_ANY_KEYS, CUFLASH_ANY_KEYS, 1)
 
+enum { CUFLASH_HOPPER_WALK_BYTES = 144 }; /* what a backward's walks and tiles are */
+
 /* Of head dimensions up to 128: K and V, `stages` tiles of Q and of dO, two of dS, one of dq in float32, `stages` times two
- * numbers of each query, two pieces of a finished dq, and barriers. */
+ * numbers of each query, two pieces of a finished dq, barriers, and what walks and tiles are. */
 #define CUFLASH_HOPPER_BACKWARD_SMEM(dim, block_m, block_n, stages)                                                            \
     (1024 + 2 * (dim) * (2 * (block_n) + 2 * (stages) * (block_m)) + 4 * (block_m) * (block_n) + 4 * (block_m) * (dim) +       \
-     (stages)*8 * (block_m) + 24576 + 128 + 144)
+     (stages)*8 * (block_m) + 24576 + 128 + CUFLASH_HOPPER_WALK_BYTES)
 /* Of head dimensions above 128, in each block of a cluster of two: 64 keys of K and V, and two panels of the other's K;
  * `stages` tiles of Q, and of dO where there is room; P in float32, two panels of dS, a half of dq; `stages` times two numbers
- * of each query, and barriers. */
+ * of each query, barriers, and what walks and tiles are. */
 #define CUFLASH_HOPPER_DO_STAGES(dim) ((dim) <= 192 ? 2 : 1)
 #define CUFLASH_HOPPER_WIDE_SMEM(dim, block_m, stages)                                                                         \
     (1024 + 2 * (dim) * (128 + ((stages) + CUFLASH_HOPPER_DO_STAGES(dim)) * (block_m)) + 16384 + 3 * 256 * (block_m) +         \
-     (stages)*8 * (block_m) + 336)
+     (stages)*8 * (block_m) + 176 + CUFLASH_HOPPER_WALK_BYTES + 16)
 
 /* Can the blocks make dq of its sum? Then rows that are to be repaired are left, of tiles whose turn says so. */
 #define CUFLASH_HOPPER_FINISHES(dim) ((dim) <= 128)

@@ -35,7 +35,7 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
         row_tiles = dq_tile + 2 * Base::DQ_BYTES;
         barriers = row_tiles + STAGES * 2 * ROW_BYTES;
         walk_at = barriers + 176;
-        number_at = walk_at + 144;
+        number_at = walk_at + CUFLASH_HOPPER_WALK_BYTES;
     }
 
     /* Full: it is there. Empty: nobody reads it any more. Of K, V and what the walk is; of a step's Q; of its dO; of P; and of
@@ -115,7 +115,7 @@ struct WideBackward : Gradients<WideBackward<T, DIM, BLOCK_M, BLOCK_N, STAGES>, 
         return number;
     }
 
-    __device__ __forceinline__ void copy_step(const Walk &w, const Steps &ring, int head, int tile) {
+    __device__ __forceinline__ void copy_step(const Route &w, const Steps &ring, int head, int tile) {
         uint32_t there = q_full(ring.stage()), rows = row_tiles + ring.stage() * 2 * ROW_BYTES;
         ptx::mbarrier_wait(q_empty(ring.stage()), ring.parity() ^ 1);
         Base::masked_tile(ring.stage()) = tile < w.unmasked ? tile : Base::NONE;

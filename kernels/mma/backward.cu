@@ -51,7 +51,7 @@ template <typename T, int DIM, int BLOCK_M, int BLOCK_N, int STAGES, int THREADS
     unsigned char *shared;
     uint32_t base;
     int lane;
-    Walk walk;
+    Route walk;
 
     float dk[Keys::MI][Keys::NI][4] = {}, dv[Keys::MI][Keys::NI][4] = {};
 

@@ -16,6 +16,8 @@ enum { TILE_M = 6, TILE_V = 4 }; /* 24 accumulators of 32 registers */
 enum { TILE_M = 6, TILE_V = 2 }; /* 12 of 16 */
 #endif
 
+enum { LINE = 16 }; /* floats of the cache */
+
 /* M and V are constants wherever this is inlined, so the loops over them unroll and sum is registers. */
 static inline __attribute__((always_inline)) void tile(const int M, const int V, int64_t k, const float *a, int64_t a_row,
                                                        int64_t a_col, const float *b, int64_t b_row, float *c, int64_t c_row,
@@ -30,7 +32,11 @@ static inline __attribute__((always_inline)) void tile(const int M, const int V,
         for (int m = 0; m < M; m++)
 #pragma GCC unroll 8
             for (int v = 0; v < V; v++) __builtin_prefetch(c + m * c_row + v * VL, 1);
-    for (; k > 0; k--, a += a_col, b += b_row) {
+    /* What the next tiles read of A is asked for, a line a step: by rows a line is 16 steps of one of 16 rows. */
+    const float *ahead = a_col == 1 ? a + M * a_row : a + LINE;
+    int64_t ahead_row = a_col == 1 ? a_row : 0;
+    for (; k > 0; k--, a += a_col, ahead += a_col, b += b_row) {
+        __builtin_prefetch(ahead + (k & (LINE - 1)) * ahead_row);
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) right[v] = v_load(b + v * VL);
 #pragma GCC unroll 8

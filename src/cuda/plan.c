@@ -242,13 +242,22 @@ static int64_t slots_of(const cuflash_cuda_plan *plan, const cuflash_problem *p)
 
 /* A block walks the queries of all heads of a group, and writes dk and dv of its keys. But heads are dealt out to more blocks
  * where that leaves too few for all multiprocessors to end at about the same time, and where a walk would be long enough that
- * partial sums cost nothing: the fewer heads are read at the same time, the more of them stays in the L2 cache. */
-static int64_t parts_by_heads(int64_t walks, int64_t group, int64_t steps, bool causal, int64_t slots) {
-    enum { LONG = 512 };                                            /* steps of a walk */
-    int64_t waves = causal ? 5 : 3;                                 /* measured: docs/kernels/mma.md */
-    int64_t each = cuflash_divide_up(walks * group, waves * slots); /* heads to a block */
+ * partial sums cost nothing: the fewer heads are read at the same time, the more of them stays in the L2 cache. Causal walks that
+ * take turns are of one head then: they can begin in the order in which none waits. */
+static int64_t parts_by_heads(const cuflash_cuda_plan *plan, const cuflash_problem *p, int64_t slots) {
+    enum { LONG = 512, ALONE = 64, SHORT = 2048 }; /* steps of a walk; of one of a head alone; queries of one */
+    int64_t group = p->heads / p->heads_kv, all = plan->rows / plan->row.block_m;
+    int64_t steps = p->causal ? cuflash_divide_up(all, 2) : all;    /* of a head */
+    int64_t heads = plan->walks * group, waves = p->causal ? 5 : 3; /* measured: docs/kernels/mma.md */
+    int64_t each = heads / (waves * slots);                         /* heads to a block */
+    int64_t few = SHORT / plan->row.block_m;                        /* steps */
+    if (!p->causal || each * steps < few) each = cuflash_divide_up(heads, waves * slots);
     if (each * steps > LONG) each = cuflash_divide_up(LONG, steps);
-    return cuflash_divide_up(group, each ? each : 1);
+    if (each < 1) each = 1;
+    if (p->causal)
+        while (group % each) each--;
+    bool alone = steps >= ALONE || (each < group && steps >= few);
+    return p->causal && p->deterministic && alone ? group : cuflash_divide_up(group, each);
 }
 
 /* The parts of `walks` walks, the longest of so many steps, in which all of them take the least time. Causal walks are of any
@@ -279,7 +288,7 @@ static void deal_out(cuflash_cuda_plan *plan, const cuflash_problem *p) {
     int64_t places = places_of(plan, p), each = blocks_each(row), slots = places * each, steps = plan->rows / row->block_m,
             group = p->heads / p->heads_kv;
     plan->walks = cuflash_divide_up(p->seq_k, row->block_n) * p->heads_kv * p->batch;
-    int64_t by_heads = parts_by_heads(plan->walks, group, p->causal ? cuflash_divide_up(steps, 2) : steps, p->causal, slots);
+    int64_t by_heads = parts_by_heads(plan, p, slots);
     int64_t blocks = plan->walks * by_heads, last = p->causal ? blocks : blocks % slots;
     bool enough = by_heads > 1 && blocks >= slots;
     plan->parts = by_heads;
@@ -339,13 +348,22 @@ static bool finishes(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
            (p->causal ? p->seq_k / 2 : p->seq_k) >= 4 * plan->row.dim;
 }
 
+/* Of how many heads the walks of a unit are; 0: of a piece of one. */
+static int64_t unit_heads(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
+    int64_t group = p->heads / p->heads_kv;
+    return group % plan->parts ? 0 : group / plan->parts;
+}
+
 /* As many causal units as one may go through at the same time, 16 or fewer: so that what they read, and their sums of dq, stays
- * in the L2 cache. That saves energy, not clocks, and so time where a GPU is slowed down by the power it draws. */
+ * in the L2 cache. That saves energy, not clocks, and so time where a GPU is slowed down by the power it draws. Where they take no
+ * turns, it is two at least (D 256, 32768 tokens: 492, with one 473). */
 static int32_t cached_units(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
     enum { CACHED = 40 << 20 }; /* of the 50 MB of an H200 */
     int64_t each = plan->rows * plan->row.dim * 8;
     int32_t units = CUFLASH_UNITS_TOGETHER;
-    while (plan->family->maps && p->heads == p->heads_kv && units > 2 && units * each > CACHED) units /= 2;
+    int32_t fewest = p->deterministic ? 1 : 2;
+    bool alone = p->deterministic || p->heads == p->heads_kv;
+    while (plan->family->maps && alone && units > fewest && units * each > CACHED) units /= 2;
     return units;
 }
 
@@ -354,9 +372,9 @@ static int32_t cached_units(const cuflash_cuda_plan *plan, const cuflash_problem
  * again from memory what they share: where tiles have few queries that is too much. */
 static int64_t units_descending(const cuflash_cuda_plan *plan, const cuflash_problem *p) {
     enum { GROUPED = 4, FEW_QUERIES = 64 };
-    int64_t units = p->batch * p->heads_kv;
-    bool grouped = p->heads > p->heads_kv;
-    if (plan->parts > 1 || units < 2 || (grouped && plan->row.block_m <= FEW_QUERIES)) return 0;
+    int64_t units = p->batch * p->heads_kv * plan->parts, heads = unit_heads(plan, p);
+    bool grouped = heads > 1;
+    if (heads == 0 || units < 2 || (grouped && (plan->parts > 1 || plan->row.block_m <= FEW_QUERIES))) return 0;
     int64_t rounds = cuflash_divide_up(units, grouped ? GROUPED : cached_units(plan, p));
     return cuflash_divide_up(units, rounds < 2 ? 2 : rounds);
 }
@@ -367,7 +385,7 @@ static int64_t units_descending(const cuflash_cuda_plan *plan, const cuflash_pro
 static void choose_order(cuflash_cuda_plan *plan, const cuflash_problem *p) {
     plan->together = 1;
     if (p->causal && p->deterministic) {
-        int64_t units = p->batch * p->heads_kv, together = units_descending(plan, p);
+        int64_t units = p->batch * p->heads_kv * plan->parts, together = units_descending(plan, p);
         plan->together = together ? (int32_t)together : 4096 / plan->row.dim;
         plan->descending = together ? (int32_t)((units - 1) / together * together) : 0;
     } else if (p->causal) {

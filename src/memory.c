@@ -86,11 +86,47 @@ static void account_return(int device, size_t bytes, int storages) {
     pthread_mutex_unlock(&mutex);
 }
 
+/* The largest workspace on the CPU of those that malloc would map anew for each call is kept for the next one, whose pages the
+ * system need not clear then; up to a size beyond which calls take so long that it does not matter. Guarded by the mutex. */
+static const size_t MOST_KEPT = (size_t)256 << 20;
+static struct {
+    void *data;
+    size_t bytes;
+    bool lent;
+} kept;
+
+static void *borrow_kept(size_t bytes) {
+    pthread_mutex_lock(&mutex);
+    bool fits = bytes >= LARGE && bytes <= kept.bytes && !kept.lent;
+    if (fits) kept.lent = true;
+    pthread_mutex_unlock(&mutex);
+    return fits ? kept.data : NULL;
+}
+
+/* Keeps data, of so many bytes or NULL, in place of what is kept, and gives that back; or gives data back. */
+static void keep(void *data, size_t bytes) {
+    pthread_mutex_lock(&mutex);
+    void *unwanted = data;
+    if (data && data == kept.data) {
+        kept.lent = false;
+        unwanted = NULL;
+    } else if (!kept.lent && (!data || (bytes >= LARGE && bytes <= MOST_KEPT && bytes > kept.bytes))) {
+        unwanted = kept.data;
+        kept.data = data, kept.bytes = bytes;
+    }
+    pthread_mutex_unlock(&mutex);
+    free(unwanted);
+}
+
 /* Host memory. Large blocks, which malloc maps anew each time, ask for huge pages: a page fault for every 4 KB took a quarter of
  * a backward's time. */
 static void *allocate_here(size_t bytes) {
-    size_t alignment = bytes < LARGE ? ALIGNMENT : HUGE_PAGE;
-    void *data = aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+    size_t alignment = bytes < LARGE ? ALIGNMENT : HUGE_PAGE, whole = (bytes + alignment - 1) / alignment * alignment;
+    void *data = aligned_alloc(alignment, whole);
+    if (!data) {
+        keep(NULL, 0);
+        data = aligned_alloc(alignment, whole);
+    }
 #ifdef MADV_HUGEPAGE
     if (data && alignment == HUGE_PAGE) madvise(data, bytes, MADV_HUGEPAGE); /* a wish: pages of any size will do */
 #endif
@@ -131,12 +167,17 @@ static cudaStream_t stream_to_release(const cuflash_storage *storage) {
     return storage->stream == cuflash_cuda_stream() ? storage->stream : NULL;
 }
 
-/* Memory on the account: of a storage, or of none. A refusal leaves no trace. */
+/* Memory on the account: of a storage, or of none, which is a workspace. A refusal leaves no trace. */
 static cuflash_status obtain(const char *what, int device, size_t bytes, int storages, void **out) {
     cuflash_memory_stats now;
-    CUFLASH_TRY(allocate(what, device, bytes, out)); /* nothing has touched it yet, so the account may still refuse */
+    *out = device == CUFLASH_CPU && storages == 0 ? borrow_kept(bytes) : NULL;
+    if (!*out)
+        CUFLASH_TRY(allocate(what, device, bytes, out)); /* nothing has touched it yet, so the account may still refuse */
     if (account_take(device, *out ? bytes : REFUSED, storages, &now)) return CUFLASH_SUCCESS;
-    release(device, *out, cuflash_cuda_stream());
+    if (device == CUFLASH_CPU)
+        keep(*out, 0);
+    else
+        release(device, *out, cuflash_cuda_stream());
     *out = NULL;
     return out_of_memory(what, device, bytes, &now);
 }
@@ -182,7 +223,10 @@ cuflash_status cuflash_workspace_new(void **out, int device, size_t bytes, const
 
 void cuflash_workspace_release(void *workspace, int device, size_t bytes) {
     if (!workspace) return;
-    release(device, workspace, cuflash_cuda_stream());
+    if (device == CUFLASH_CPU)
+        keep(workspace, bytes);
+    else
+        release(device, workspace, cuflash_cuda_stream());
     account_return(device, bytes, 0);
 }
 
@@ -204,7 +248,9 @@ cuflash_status cuflash_memory_reset_peak(int device) {
 }
 
 cuflash_status cuflash_memory_trim(int device) {
-    return device == CUFLASH_CPU ? CUFLASH_SUCCESS : cuflash_cuda_trim("memory_trim", device);
+    if (device != CUFLASH_CPU) return cuflash_cuda_trim("memory_trim", device);
+    keep(NULL, 0);
+    return CUFLASH_SUCCESS;
 }
 
 cuflash_status cuflash_memory_set_limit(int device, int64_t bytes) {

@@ -450,7 +450,7 @@ static inline __attribute__((always_inline)) void bf16_gradients(const int maske
 }
 
 static void bf16_backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
-                               int64_t count, bf16_odd_rows odd, int odd_keys, const char *packed, const scratch *w,
+                               int64_t count, bf16_odd_rows odd, int odd_keys, const char *packed, int add, const scratch *w,
                                const bf16_scratch *x, float *dk, float *dv) {
     int64_t keys = cuflash_round_up(count, 16), dim = cuflash_round_up(p->head_dim, BF16_ROWS);
     int64_t row_steps = cuflash_round_up(block->rows, BF16_K) / BF16_K;
@@ -466,13 +466,13 @@ static void bf16_backward_tile(const cuflash_cpu_plan *plan, const cuflash_probl
     if (p->dv.data) {
         dv += first * plan->pad_dv;
         bf16_gemm(keys, plan->pad_dv, row_steps, (bf16_left){x->p, row, 64}, (bf16_right){x->d_o_rows, plan->pad_dv * 4}, dv,
-                  plan->pad_dv, 1);
+                  plan->pad_dv, add);
         if (odd.d_o_rows) bf16_add_to_keys(plan, block, first, count, &p->d_o, p->head_dim_v, x->p, dv, plan->pad_dv);
     }
     if (p->dk.data) {
         dk += first * plan->pad_d;
         bf16_gemm(keys, plan->pad_d, row_steps, (bf16_left){x->ds, row, 64}, (bf16_right){x->q_rows, plan->pad_d * 4}, dk,
-                  plan->pad_d, 1);
+                  plan->pad_d, add);
         if (odd.q_rows) bf16_add_to_keys(plan, block, first, count, &p->q, p->head_dim, x->ds, dk, plan->pad_d);
     }
     if (p->dq.data) {
@@ -485,7 +485,7 @@ static void bf16_backward_tile(const cuflash_cpu_plan *plan, const cuflash_probl
 /* As backward_block. */
 static void bf16_backward_block(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block,
                                 const scratch *w, const bf16_scratch *x, const char *packed, int64_t begin, int64_t end,
-                                float *dk, float *dv, unsigned ticket) {
+                                int add, float *dk, float *dv, unsigned ticket) {
     const char *odd_keys = packed + bf16_turned_bytes(plan, p);
     bf16_odd_rows odd = {bf16_load_pairs(plan, block, &p->q, p->head_dim, query_factor(p), x->q),
                          bf16_load_pairs(plan, block, &p->d_o, p->head_dim_v, 1, x->d_o),
@@ -498,7 +498,7 @@ static void bf16_backward_block(const cuflash_cpu_plan *plan, const cuflash_prob
     bf16_begin();
     for (int64_t first = begin; first < end && !cuflash_interrupted(ticket); first += BF16_BLOCK_N) {
         int64_t count = end - first < BF16_BLOCK_N ? end - first : BF16_BLOCK_N;
-        bf16_backward_tile(plan, p, block, first, count, odd, odd_keys[first / BF16_BLOCK_N], packed, w, x, dk, dv);
+        bf16_backward_tile(plan, p, block, first, count, odd, odd_keys[first / BF16_BLOCK_N], packed, add, w, x, dk, dv);
     }
     bf16_end();
 }

@@ -163,7 +163,7 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     if ((backward && __builtin_mul_overflow(plan->pad_k, plan->pad_d + plan->pad_dv, &plan->partial_floats)) ||
         (backward && __builtin_mul_overflow(plan->pairs * plan->row_blocks, CUFLASH_ROW_NUMBERS * kernels->block_m, &rows)) ||
         (backward && plan->key_parts > 1 &&
-         __builtin_mul_overflow(plan->row_blocks * kernels->block_m, p->head_dim, &plan->dq_floats)) ||
+         __builtin_mul_overflow(plan->row_blocks * kernels->block_m, cuflash_round_up(p->head_dim, 16), &plan->dq_floats)) ||
         __builtin_mul_overflow(plan->threads, plan->scratch_floats, &floats) ||
         __builtin_mul_overflow(backward ? plan->pairs * plan->splits : plan->units, plan->partial_floats, &partials) ||
         __builtin_add_overflow(floats, partials, &floats) ||

@@ -27,7 +27,8 @@ typedef struct {
     int64_t packed_bytes;   /* per pair: V (forward) or K (backward) in bfloat16, turned (bf16.h), or 0 */
     int64_t partial_floats; /* forward: per unit, max, sum and output of each row, or 0 where keys are one part; backward: per
                              * split of a pair, dk [pad_k][pad_d], then dv [pad_k][pad_dv] */
-    int64_t dq_floats; /* backward: per part of a pair's keys, [row_blocks][head_dim][block_m], or 0 where keys are one part */
+    int64_t
+        dq_floats; /* backward: per part of a pair's keys, [row_blocks][head_dim, rounded up to 16][block_m], or 0 where keys are one part */
 } cuflash_cpu_plan;
 
 enum { CUFLASH_ROW_NUMBERS = 3 }; /* maximum, shift and delta */

@@ -125,6 +125,14 @@ static void load_rows(const cuflash_cpu_plan *plan, const row_block *block, cons
     }
 }
 
+/* Both; factor: of the lanes. There is room for as many rows as lanes. */
+static void load_rows_and_lanes(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
+                                int64_t pad, float factor, float *rows, float *lanes) {
+    load_rows(plan, block, x, dim, pad, rows);
+    memset(rows + block->rows * pad, 0, (size_t)((block->lanes - block->rows) * pad) * sizeof *rows);
+    for (int64_t lane = 0; lane < block->lanes; lane += VL) turn_rows(rows + lane * pad, pad, dim, factor, lanes + lane);
+}
+
 /* Writes lanes, src[d][row] * factor[row], to the block's rows of x. */
 static void store_lanes(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
                         const float *src, const float *factor) {
@@ -210,14 +218,17 @@ static void visible_to_lanes(const row_block *block, int64_t first, int64_t coun
     }
 }
 
-/* out[key][d] += weight[key][row] * x[row][d] */
+/* out[key][d] (+)= weight[key][row] * x[row][d] */
 static void visible_to_keys(const row_block *block, int64_t first, int64_t count, const float *x, int64_t pad,
-                            const float *weight, float *out) {
-    for (int64_t j = 0; j < count; j++)
+                            const float *weight, float *out, int add) {
+    for (int64_t j = 0; j < count; j++) {
+        float sum[WIDEST] = {0};
         for (int64_t r = 0; r < block->rows; r++) {
             if (block->limit[r] <= first + j) continue;
-            for (int64_t d = 0; d < pad; d++) out[j * pad + d] += weight[j * BLOCK_M + r] * x[r * pad + d];
+            for (int64_t d = 0; d < pad; d++) sum[d] += weight[j * BLOCK_M + r] * x[r * pad + d];
         }
+        for (int64_t d = 0; d < pad; d++) out[j * pad + d] = add ? out[j * pad + d] + sum[d] : sum[d];
+    }
 }
 
 /* ---- Forward ------------------------------------------------------------------------------------ */
@@ -234,6 +245,11 @@ typedef struct {
     float *ds;                   /* backward: [BLOCK_N][BLOCK_M] */
     float *shift, *delta;        /* backward: [BLOCK_M] */
 } scratch;
+
+/* Of dq of a block, [dim][BLOCK_M]: a product of pairs writes whole tiles. */
+static int64_t dq_block_floats(const cuflash_problem *p) {
+    return cuflash_round_up(p->head_dim, 16) * BLOCK_M;
+}
 
 /* Lays the scratch out from base; returns how many floats it takes. */
 static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, float *base, scratch *w) {
@@ -252,7 +268,7 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
         return used;
     }
     TAKE(d_o_lanes, p->head_dim_v * BLOCK_M);
-    TAKE(dq_lanes, cuflash_round_up(p->head_dim, 16) * BLOCK_M);
+    TAKE(dq_lanes, dq_block_floats(p));
     TAKE(q_rows, plan->pad_d * BLOCK_M);
     TAKE(d_o_rows, plan->pad_dv * BLOCK_M);
     TAKE(ds, BLOCK_N * BLOCK_M);
@@ -625,7 +641,7 @@ typedef struct {
 } finite_rows;
 
 static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
-                          int64_t count, finite_rows finite, const scratch *w, float *dk, float *dv) {
+                          int64_t count, finite_rows finite, int add, const scratch *w, float *dk, float *dv) {
     key_tile k = load_keys(block, &p->k, first, count, p->head_dim, w->k_buffer);
     key_tile v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
     int masked = first + count > block->shared;
@@ -640,15 +656,15 @@ static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p
     dv += first * plan->pad_dv;
     if (p->dv.data) {
         if (masked && !finite.d_o)
-            visible_to_keys(block, first, count, w->d_o_rows, plan->pad_dv, w->s, dv);
+            visible_to_keys(block, first, count, w->d_o_rows, plan->pad_dv, w->s, dv, add);
         else
-            gemm(count, plan->pad_dv, block->rows, w->s, BLOCK_M, 1, w->d_o_rows, plan->pad_dv, dv, plan->pad_dv, 1);
+            gemm(count, plan->pad_dv, block->rows, w->s, BLOCK_M, 1, w->d_o_rows, plan->pad_dv, dv, plan->pad_dv, add);
     }
     if (p->dk.data) {
         if (masked && !finite.q)
-            visible_to_keys(block, first, count, w->q_rows, plan->pad_d, w->ds, dk);
+            visible_to_keys(block, first, count, w->q_rows, plan->pad_d, w->ds, dk, add);
         else
-            gemm(count, plan->pad_d, block->rows, w->ds, BLOCK_M, 1, w->q_rows, plan->pad_d, dk, plan->pad_d, 1);
+            gemm(count, plan->pad_d, block->rows, w->ds, BLOCK_M, 1, w->q_rows, plan->pad_d, dk, plan->pad_d, add);
     }
     if (p->dq.data) {
         if (masked && !all_finite(k.data, k.stride, count, p->head_dim))
@@ -658,29 +674,28 @@ static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p
     }
 }
 
-/* The tiles of a block from key `begin` to `end`: adds to dq_lanes, and to dk and dv of the split. */
+/* The tiles of a block from key `begin` to `end`: adds to dq_lanes, and to dk and dv of the split, or begins these. */
 static void backward_block(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
-                           float *more, const void *packed, int64_t begin, int64_t end, float *dk, float *dv, unsigned ticket) {
+                           float *more, const void *packed, int64_t begin, int64_t end, int add, float *dk, float *dv,
+                           unsigned ticket) {
 #ifdef __AVX512BF16__
     if (plan->packed_bytes > 0) {
         bf16_scratch x;
         bf16_lay_out(plan, p, more, &x);
         int64_t pair = block->batch * p->heads_kv + block->head_kv;
-        bf16_backward_block(plan, p, block, w, &x, (const char *)packed + pair * plan->packed_bytes, begin, end, dk, dv,
+        bf16_backward_block(plan, p, block, w, &x, (const char *)packed + pair * plan->packed_bytes, begin, end, add, dk, dv,
                             ticket);
         return;
     }
 #else
     (void)more, (void)packed;
 #endif
-    load_lanes(plan, block, &p->q, p->head_dim, query_factor(p), w->q_lanes);
-    load_lanes(plan, block, &p->d_o, p->head_dim_v, 1, w->d_o_lanes);
-    load_rows(plan, block, &p->q, p->head_dim, plan->pad_d, w->q_rows);
-    load_rows(plan, block, &p->d_o, p->head_dim_v, plan->pad_dv, w->d_o_rows);
+    load_rows_and_lanes(plan, block, &p->q, p->head_dim, plan->pad_d, query_factor(p), w->q_rows, w->q_lanes);
+    load_rows_and_lanes(plan, block, &p->d_o, p->head_dim_v, plan->pad_dv, 1, w->d_o_rows, w->d_o_lanes);
     finite_rows finite = {all_finite(w->q_rows, plan->pad_d, block->rows, plan->pad_d),
                           all_finite(w->d_o_rows, plan->pad_dv, block->rows, plan->pad_dv)};
     for (int64_t first = begin; first < end && !cuflash_interrupted(ticket); first += BLOCK_N)
-        backward_tile(plan, p, block, first, tile_size(block, first), finite, w, dk, dv);
+        backward_tile(plan, p, block, first, tile_size(block, first), finite, add, w, dk, dv);
 }
 
 /* dq of a block, from lanes of it. */
@@ -688,10 +703,6 @@ static void store_dq(const cuflash_cpu_plan *plan, const cuflash_problem *p, con
     float scale[BLOCK_M];
     for (int64_t r = 0; r < BLOCK_M; r++) scale[r] = (float)p->scale;
     store_lanes(plan, block, &p->dq, p->head_dim, lanes, scale);
-}
-
-static int64_t dq_block_floats(const cuflash_problem *p) {
-    return p->head_dim * BLOCK_M;
 }
 
 static void backward_begin(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t number, float *base, float *rows,
@@ -705,35 +716,36 @@ static void backward_begin(const cuflash_cpu_plan *plan, const cuflash_problem *
     load_softmax(plan, p, &block, &w, ticket);
 }
 
-/* One split of a pair's rows by one part of its keys: row blocks one after the other. dk and dv of these keys are summed in the
- * split's partial; dq is the unit's alone where the keys are one part, else it goes to where the part keeps it. Units of the
- * first keys, which the most rows see, come first. */
+/* One split of a pair's rows by one part of its keys: row blocks one after the other, the last first, as it sees all keys that
+ * others see. dk and dv of these keys are summed in the split's partial; dq is the unit's alone where the keys are one part, else
+ * it is summed where the part keeps it. Units of the first keys, which the most rows see, come first. */
 static void backward(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *base, const void *packed,
                      float *rows, float *partials, float *dq_parts, unsigned ticket) {
     int64_t split = unit % plan->splits, pair = unit / plan->splits % plan->pairs, part = unit / plan->splits / plan->pairs;
     int64_t begin = part_begin(plan, p, part), end = part_begin(plan, p, part + 1);
-    int64_t keys = (part + 1 < plan->key_parts ? end : plan->pad_k) - begin; /* padded */
     float *dk = partials + (pair * plan->splits + split) * plan->partial_floats, *dv = dk + plan->pad_k * plan->pad_d;
     float *dq = dq_parts + (pair * plan->key_parts + part) * plan->dq_floats;
     scratch w;
     int64_t used = lay_out(plan, p, CUFLASH_BACKWARD, base, &w);
-    memset(dk + begin * plan->pad_d, 0, (size_t)(keys * plan->pad_d) * sizeof *dk);
-    memset(dv + begin * plan->pad_dv, 0, (size_t)(keys * plan->pad_dv) * sizeof *dv);
-    for (int64_t index = split; index < plan->row_blocks; index += plan->splits) {
+    int64_t begun = begin; /* keys up to here have a sum */
+    for (int64_t index = (plan->row_blocks - 1 - split) / plan->splits * plan->splits + split; index >= 0;
+         index -= plan->splits) {
         row_block block = block_at(plan, p, pair, index);
-        if (plan->key_parts > 1 && begin >= block.keys) continue;
+        int64_t seen = end < block.keys ? end : block.keys;
+        if (plan->key_parts > 1 && begin >= seen) break;
         find_rows(rows, pair * plan->row_blocks + index, &w);
-        memset(w.dq_lanes, 0, (size_t)(cuflash_round_up(p->head_dim, 16) * BLOCK_M) * sizeof *w.dq_lanes);
-        backward_block(plan, p, &block, &w, base + used, packed, begin, end < block.keys ? end : block.keys, dk, dv, ticket);
+        if (plan->key_parts > 1) w.dq_lanes = dq + index * dq_block_floats(p);
+        memset(w.dq_lanes, 0, (size_t)dq_block_floats(p) * sizeof *w.dq_lanes);
+        backward_block(plan, p, &block, &w, base + used, packed, begin, seen, begun > begin, dk, dv, ticket);
         if (cuflash_interrupted(ticket)) return;
+        if (seen > begun) begun = seen;
         if (!p->dq.data) continue;
         for (int64_t r = 0; r < block.rows; r++)
             if (w.shift[r] == -INFINITY) clear_lane(w.dq_lanes, p->head_dim, r);
-        if (plan->key_parts > 1)
-            memcpy(dq + index * dq_block_floats(p), w.dq_lanes, (size_t)dq_block_floats(p) * sizeof *dq);
-        else
-            store_dq(plan, p, &block, w.dq_lanes);
+        if (plan->key_parts == 1) store_dq(plan, p, &block, w.dq_lanes);
     }
+    memset(dk + begun * plan->pad_d, 0, (size_t)((end - begun) * plan->pad_d) * sizeof *dk);
+    memset(dv + begun * plan->pad_dv, 0, (size_t)((end - begun) * plan->pad_dv) * sizeof *dv);
 }
 
 static void backward_finish_rows(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t number, float *base,

@@ -15,7 +15,8 @@
 
 #include <immintrin.h>
 
-#include "vec.h"
+#include "interrupt.h"
+#include "tile.h"
 
 enum {
     BF16_ROWS = 16,               /* of a left operand, at least */
@@ -365,39 +366,50 @@ static int bf16_look_at_keys(const cuflash_problem *p, const bf16_operands *of, 
     return denormal ? DENORMAL_IN_PLACE : 0;
 }
 
-/* Packs BF16_BLOCK_N keys; `packed` is of all pairs. */
-static void bf16_pack(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first, void *packed) {
+/* Packs BF16_BLOCK_N keys. */
+static void bf16_pack(const cuflash_cpu_work *work, int64_t unit, float *unused) {
+    (void)unused;
+    const cuflash_cpu_plan *plan = work->plan;
+    const cuflash_problem *p = work->p;
     bf16_operands of = bf16_operands_of(plan, p);
+    int64_t blocks = cuflash_key_blocks(p, BF16_BLOCK_N), pair = unit / blocks, first = unit % blocks * BF16_BLOCK_N;
     int64_t left = p->seq_k - first;
-    char *to = (char *)packed + pair * plan->packed_bytes;
+    char *to = work->packed + pair * plan->packed_bytes;
     int odd = bf16_look_at_keys(p, &of, pair, first, left < BF16_BLOCK_N ? left : BF16_BLOCK_N);
     for (int64_t key = first; key < first + BF16_BLOCK_N; key += BF16_K)
         odd |= bf16_turn_keys(p, &of, pair, key, (uint16_t *)(void *)(to + key * of.dim * 2));
     to[bf16_turned_bytes(plan, p) + first / BF16_BLOCK_N] = (char)odd;
 }
 
+static const char *bf16_packed_keys(const cuflash_cpu_work *work, const row_block *block) {
+    return work->packed + (block->batch * work->p->heads_kv + block->head_kv) * work->plan->packed_bytes;
+}
+
 /* ---- Forward ------------------------------------------------------------------------------------ */
 
 /* As attend, with the output. */
-static void bf16_attend(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
-                        const bf16_scratch *x, const char *packed, unsigned ticket) {
+static void bf16_attend(const cuflash_cpu_work *work, const row_block *block, const scratch *w, float *more) {
+    const cuflash_cpu_plan *plan = work->plan;
+    const cuflash_problem *p = work->p;
+    bf16_scratch x;
+    bf16_lay_out(plan, p, more, &x);
     float c = exponent_scale(p), factor = query_factor(p);
     int64_t dim_v = cuflash_round_up(p->head_dim_v, BF16_ROWS);
-    const char *odd = packed + bf16_turned_bytes(plan, p);
-    int denormal_q = bf16_load_pairs(plan, block, &p->q, p->head_dim, factor, x->q);
-    bf16_right probabilities = {x->pairs, BF16_PAIRS};
+    const char *packed = bf16_packed_keys(work, block), *odd = packed + bf16_turned_bytes(plan, p);
+    int denormal_q = bf16_load_pairs(plan, block, &p->q, p->head_dim, factor, x.q);
+    bf16_right probabilities = {x.pairs, BF16_PAIRS};
     forget(block, w);
     bf16_begin();
-    for (int64_t first = 0; first < block->keys && !cuflash_interrupted(ticket); first += BF16_BLOCK_N) {
+    for (int64_t first = 0; first < block->keys && !cuflash_interrupted(work->ticket); first += BF16_BLOCK_N) {
         int64_t count = block->keys - first < BF16_BLOCK_N ? block->keys - first : BF16_BLOCK_N;
         int odd_here = odd[first / BF16_BLOCK_N];
-        bf16_multiply_rows(plan, block, first, count, &p->k, x->k, &p->q, x->q, p->head_dim, factor,
-                           denormal_q || odd_here & DENORMAL_IN_PLACE, x->s);
-        if (first + count > block->shared) mask_tile(block, first, count, -INFINITY, x->s);
-        bf16_softmax(block->lanes, x->s, x->pairs, count, c, w->max, w->sum, w->o_lanes, first > 0 ? p->head_dim_v : 0);
+        bf16_multiply_rows(plan, block, first, count, &p->k, x.k, &p->q, x.q, p->head_dim, factor,
+                           denormal_q || odd_here & DENORMAL_IN_PLACE, x.s);
+        if (first + count > block->shared) mask_tile(block, first, count, -INFINITY, x.s);
+        bf16_softmax(block->lanes, x.s, x.pairs, count, c, w->max, w->sum, w->o_lanes, first > 0 ? p->head_dim_v : 0);
         bf16_gemm(dim_v, block->lanes, cuflash_round_up(count, BF16_K) / BF16_K, bf16_turned_keys(packed, first, dim_v),
                   probabilities, w->o_lanes, BLOCK_M, first > 0);
-        if (odd_here & ODD_TURNED) bf16_add_to_lanes(block, first, count, &p->v, p->head_dim_v, x->pairs, w->o_lanes);
+        if (odd_here & ODD_TURNED) bf16_add_to_lanes(block, first, count, &p->v, p->head_dim_v, x.pairs, w->o_lanes);
     }
     bf16_end();
 }
@@ -483,22 +495,25 @@ static void bf16_backward_tile(const cuflash_cpu_plan *plan, const cuflash_probl
 }
 
 /* As backward_block. */
-static void bf16_backward_block(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block,
-                                const scratch *w, const bf16_scratch *x, const char *packed, int64_t begin, int64_t end,
-                                int add, float *dk, float *dv, unsigned ticket) {
-    const char *odd_keys = packed + bf16_turned_bytes(plan, p);
-    bf16_odd_rows odd = {bf16_load_pairs(plan, block, &p->q, p->head_dim, query_factor(p), x->q),
-                         bf16_load_pairs(plan, block, &p->d_o, p->head_dim_v, 1, x->d_o),
-                         bf16_load_row_pairs(plan, block, &p->q, p->head_dim, plan->pad_d, x->q_rows),
-                         bf16_load_row_pairs(plan, block, &p->d_o, p->head_dim_v, plan->pad_dv, x->d_o_rows)};
+static void bf16_backward_block(const cuflash_cpu_work *work, const row_block *block, const scratch *w, float *more,
+                                int64_t begin, int64_t end, int add, float *dk, float *dv) {
+    const cuflash_cpu_plan *plan = work->plan;
+    const cuflash_problem *p = work->p;
+    bf16_scratch x;
+    bf16_lay_out(plan, p, more, &x);
+    const char *packed = bf16_packed_keys(work, block), *odd_keys = packed + bf16_turned_bytes(plan, p);
+    bf16_odd_rows odd = {bf16_load_pairs(plan, block, &p->q, p->head_dim, query_factor(p), x.q),
+                         bf16_load_pairs(plan, block, &p->d_o, p->head_dim_v, 1, x.d_o),
+                         bf16_load_row_pairs(plan, block, &p->q, p->head_dim, plan->pad_d, x.q_rows),
+                         bf16_load_row_pairs(plan, block, &p->d_o, p->head_dim_v, plan->pad_dv, x.d_o_rows)};
     if (block->lanes < BLOCK_M) { /* columns of P and dS that no lane writes */
-        memset(x->p, 0, BF16_BLOCK_N * BLOCK_M * 2);
-        memset(x->ds, 0, BF16_BLOCK_N * BLOCK_M * 2);
+        memset(x.p, 0, BF16_BLOCK_N * BLOCK_M * 2);
+        memset(x.ds, 0, BF16_BLOCK_N * BLOCK_M * 2);
     }
     bf16_begin();
-    for (int64_t first = begin; first < end && !cuflash_interrupted(ticket); first += BF16_BLOCK_N) {
+    for (int64_t first = begin; first < end && !cuflash_interrupted(work->ticket); first += BF16_BLOCK_N) {
         int64_t count = end - first < BF16_BLOCK_N ? end - first : BF16_BLOCK_N;
-        bf16_backward_tile(plan, p, block, first, count, odd, odd_keys[first / BF16_BLOCK_N], packed, add, w, x, dk, dv);
+        bf16_backward_tile(plan, p, block, first, count, odd, odd_keys[first / BF16_BLOCK_N], packed, add, w, &x, dk, dv);
     }
     bf16_end();
 }

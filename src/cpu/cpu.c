@@ -200,92 +200,39 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
 /* ---- Run ---------------------------------------------------------------------------------------- */
 
 typedef struct {
-    const cuflash_cpu_plan *plan;
-    const cuflash_problem *p;
-    float *scratch;  /* [threads][scratch_floats] */
-    void *packed;    /* [pairs][packed_bytes] */
-    float *partials; /* forward: [units][partial_floats]; backward: [pairs][splits][partial_floats] */
-    float *dq_parts; /* [pairs][key_parts][dq_floats] */
-    float *rows;     /* backward: [pairs * row_blocks][CUFLASH_ROW_NUMBERS][block_m] */
-    unsigned ticket;
-} work;
+    const cuflash_cpu_work *work;
+    cuflash_cpu_stage *stage;
+} units;
 
-static void forward_units(void *context, int64_t begin, int64_t end, int thread) {
-    const work *w = context;
+static void run_units(void *context, int64_t begin, int64_t end, int thread) {
+    const units *all = context;
+    const cuflash_cpu_work *w = all->work;
     for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++)
-        w->plan->kernels->forward(w->plan, w->p, unit, w->scratch + thread * w->plan->scratch_floats, w->packed,
-                                  w->partials + unit * w->plan->partial_floats, w->ticket);
+        all->stage(w, unit, w->scratch + thread * w->plan->scratch_floats);
 }
 
-static void forward_finish_units(void *context, int64_t begin, int64_t end, int thread) {
-    const work *w = context;
-    for (int64_t number = begin; number < end && !cuflash_interrupted(w->ticket); number++)
-        w->plan->kernels->forward_finish(w->plan, w->p, number, w->scratch + thread * w->plan->scratch_floats, w->partials);
-}
-
-static void backward_units(void *context, int64_t begin, int64_t end, int thread) {
-    const work *w = context;
-    for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++)
-        w->plan->kernels->backward(w->plan, w->p, unit, w->scratch + thread * w->plan->scratch_floats, w->packed, w->rows,
-                                   w->partials, w->dq_parts, w->ticket);
-}
-
-static void backward_begin(void *context, int64_t begin, int64_t end, int thread) {
-    const work *w = context;
-    for (int64_t number = begin; number < end && !cuflash_interrupted(w->ticket); number++)
-        w->plan->kernels->backward_begin(w->plan, w->p, number, w->scratch + thread * w->plan->scratch_floats, w->rows,
-                                         w->ticket);
-}
-
-static void backward_finish_rows(void *context, int64_t begin, int64_t end, int thread) {
-    const work *w = context;
-    for (int64_t number = begin; number < end && !cuflash_interrupted(w->ticket); number++)
-        w->plan->kernels->backward_finish_rows(w->plan, w->p, number, w->scratch + thread * w->plan->scratch_floats,
-                                               w->dq_parts);
-}
-
-/* Blocks of so many keys. */
-static int64_t key_blocks(const work *w, int64_t size) {
-    return (w->p->seq_k + size - 1) / size;
-}
-
-static void pack_units(void *context, int64_t begin, int64_t end, int thread) {
-    (void)thread;
-    const work *w = context;
-    int64_t size = w->plan->kernels->pack_n, blocks = key_blocks(w, size);
-    for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++)
-        w->plan->kernels->pack(w->plan, w->p, unit / blocks, unit % blocks * size, w->packed);
-}
-
-static void backward_finish_keys(void *context, int64_t begin, int64_t end, int thread) {
-    (void)thread;
-    const work *w = context;
-    int64_t size = w->plan->kernels->block_n, blocks = key_blocks(w, size);
-    for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit++) {
-        int64_t first = unit % blocks * size, left = w->p->seq_k - first;
-        w->plan->kernels->backward_finish_keys(w->plan, w->p, unit / blocks, first, left < size ? left : size, w->partials);
-    }
+static void run_stage(const cuflash_cpu_work *w, cuflash_cpu_stage *stage, int64_t count) {
+    cuflash_parallel_for(w->plan->threads, count, 1, run_units, &(units){w, stage});
 }
 
 void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace,
                      unsigned ticket) {
-    work w = {.plan = plan, .p = p, .scratch = workspace, .ticket = ticket};
-    w.packed = w.scratch + plan->threads * plan->scratch_floats;
-    w.partials = (float *)w.packed + plan->pairs * (plan->packed_bytes / 4);
+    const cuflash_cpu_kernels *kernels = plan->kernels;
+    cuflash_cpu_work w = {.plan = plan, .p = p, .scratch = workspace, .ticket = ticket};
+    w.packed = (char *)(w.scratch + plan->threads * plan->scratch_floats);
+    w.partials = (float *)(void *)(w.packed + plan->pairs * plan->packed_bytes);
     w.dq_parts = w.partials + plan->pairs * plan->splits * plan->partial_floats;
     w.rows = w.dq_parts + plan->pairs * plan->key_parts * plan->dq_floats;
-    if (plan->packed_bytes > 0)
-        cuflash_parallel_for(plan->threads, plan->pairs * key_blocks(&w, plan->kernels->pack_n), 1, pack_units, &w);
+    int64_t row_blocks = plan->pairs * plan->row_blocks;
+    if (plan->packed_bytes > 0) run_stage(&w, kernels->pack, plan->pairs * cuflash_key_blocks(p, kernels->pack_n));
     if (pass == CUFLASH_FORWARD) {
-        cuflash_parallel_for(plan->threads, plan->units, 1, forward_units, &w);
-        if (plan->key_parts > 1)
-            cuflash_parallel_for(plan->threads, plan->pairs * plan->row_blocks, 1, forward_finish_units, &w);
+        run_stage(&w, kernels->forward, plan->units);
+        if (plan->key_parts > 1) run_stage(&w, kernels->forward_finish, row_blocks);
         return;
     }
-    cuflash_parallel_for(plan->threads, plan->pairs * plan->row_blocks, 1, backward_begin, &w);
-    cuflash_parallel_for(plan->threads, plan->units, 1, backward_units, &w);
-    if (p->dq.data && plan->key_parts > 1)
-        cuflash_parallel_for(plan->threads, plan->pairs * plan->row_blocks, 1, backward_finish_rows, &w);
+    run_stage(&w, kernels->backward_begin, row_blocks);
+    run_stage(&w, kernels->backward, plan->units);
+    if (p->dq.data && plan->key_parts > 1) run_stage(&w, kernels->backward_finish_rows, row_blocks);
     if (p->dk.data || p->dv.data)
-        cuflash_parallel_for(plan->threads, plan->pairs * key_blocks(&w, plan->kernels->block_n), 1, backward_finish_keys, &w);
+        run_stage(&w, kernels->backward_finish_keys, plan->pairs * cuflash_key_blocks(p, kernels->block_n));
 }

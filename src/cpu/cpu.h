@@ -8,6 +8,11 @@ static inline int64_t cuflash_round_up(int64_t x, int64_t to) {
     return (x + to - 1) / to * to;
 }
 
+/* Blocks of so many keys. */
+static inline int64_t cuflash_key_blocks(const cuflash_problem *p, int64_t size) {
+    return (p->seq_k + size - 1) / size;
+}
+
 /* How a problem is cut up. The rows of a (batch, KV head) pair are the query rows of all its query heads, position
  * by position: row r is position r / group of query head r % group. They share K and V, so a block of rows does. */
 typedef struct {
@@ -33,7 +38,22 @@ typedef struct {
 
 enum { CUFLASH_ROW_NUMBERS = 3 }; /* maximum, shift and delta */
 
-/* What an instruction set provides: its row of the table in cpu.c. */
+/* A run of a plan: what its stages share. */
+typedef struct {
+    const cuflash_cpu_plan *plan;
+    const cuflash_problem *p;
+    float *scratch;  /* [threads][scratch_floats] */
+    char *packed;    /* [pairs][packed_bytes] */
+    float *partials; /* forward: [units][partial_floats]; backward: [pairs][splits][partial_floats] */
+    float *dq_parts; /* backward: [pairs][key_parts][dq_floats] */
+    float *rows;     /* backward: [pairs * row_blocks][CUFLASH_ROW_NUMBERS][block_m] */
+    unsigned ticket;
+} cuflash_cpu_work;
+
+/* One unit of a stage, in scratch of the thread's own. */
+typedef void cuflash_cpu_stage(const cuflash_cpu_work *work, int64_t unit, float *scratch);
+
+/* What an instruction set provides: its row of the table in cpu.c. Row blocks, and blocks of keys, are those of all pairs. */
 typedef struct cuflash_cpu_kernels {
     const char *name;
     int vector;  /* floats */
@@ -41,29 +61,17 @@ typedef struct cuflash_cpu_kernels {
     int block_n; /* keys to a tile */
     /* Floats of scratch a thread needs. */
     int64_t (*scratch_floats)(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass);
-    /* Before a backward: what it needs of each row of a block, of pairs * row_blocks, in rows, [number][CUFLASH_ROW_NUMBERS]
-     * [block_m]. */
-    void (*backward_begin)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t number, float *scratch, float *rows,
-                           unsigned ticket);
-    /* One unit of work of each kind. partial: of the unit; partials: of all. */
-    void (*forward)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *scratch, const void *packed,
-                    float *partial, unsigned ticket);
-    /* Adds up the parts of a row block, of pairs * row_blocks, and writes its output. */
-    void (*forward_finish)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t number, float *scratch,
-                           const float *partials);
-    void (*backward)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t unit, float *scratch, const void *packed,
-                     float *rows, float *partials, float *dq_parts, unsigned ticket);
-    /* Sums the splits of block_n keys of a pair and writes dk and dv. */
-    void (*backward_finish_keys)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first_key,
-                                 int64_t keys, const float *partials);
-    /* Adds up dq of the parts of a row block, of pairs * row_blocks, and writes it. */
-    void (*backward_finish_rows)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t number, float *scratch,
-                                 const float *dq_parts);
-    /* bfloat16 by instructions of its own, or NULL: in words, the bytes that a pair takes packed, and packing of pack_n keys. */
+    /* bfloat16 by instructions of its own, or NULL: in words, and the bytes that a pair takes packed. */
     const char *on_pairs;
     int64_t (*packed_bytes)(const cuflash_cpu_plan *plan, const cuflash_problem *p);
-    void (*pack)(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first_key, void *packed);
     int pack_n;
+    cuflash_cpu_stage *pack;                 /* of pack_n keys */
+    cuflash_cpu_stage *forward;              /* of the plan's units */
+    cuflash_cpu_stage *forward_finish;       /* of a row block: adds up its parts, and writes its output */
+    cuflash_cpu_stage *backward_begin;       /* of a row block: what is needed of each row */
+    cuflash_cpu_stage *backward;             /* of the plan's units */
+    cuflash_cpu_stage *backward_finish_rows; /* of a row block: adds up dq of the parts, and writes it */
+    cuflash_cpu_stage *backward_finish_keys; /* of block_n keys: adds up dk and dv of the splits, and writes them */
 } cuflash_cpu_kernels;
 
 cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, int threads,

@@ -26,6 +26,7 @@ static inline __attribute__((always_inline)) void dots(const int M, const int V,
         }
     for (; steps > 0; steps--, a += x.step)
         for (int64_t k = 0; k < BF16_K; k += 2, b += pair) {
+            __builtin_prefetch(a + (M + k / 2) * x.row); /* a line of what the next tiles read, as in gemm.h */
 #pragma GCC unroll 8
             for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + v * 64);
 #pragma GCC unroll 8

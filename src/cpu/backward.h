@@ -1,0 +1,231 @@
+/* Its gradients: what is needed of each row first, then splits of a pair's row blocks by parts of its keys, and the sums of both. */
+#ifndef CUFLASH_CPU_BACKWARD_H
+#define CUFLASH_CPU_BACKWARD_H
+
+#include "forward.h"
+
+/* A float32 log-sum-exp beyond this is too coarse: exp(s - lse) would be off by |lse| 2^-24. */
+static const float LARGEST_LSE = 32;
+
+static int is_fine(float lse, int64_t visible) {
+    return visible == 0 || !(fabsf(lse) > LARGEST_LSE);
+}
+
+/* Where max, shift and delta of a row block are. */
+static void find_rows(float *rows, int64_t number, scratch *w) {
+    w->max = rows + number * CUFLASH_ROW_NUMBERS * BLOCK_M;
+    w->shift = w->max + BLOCK_M;
+    w->delta = w->shift + BLOCK_M;
+}
+
+/* max and shift of every row, so that its probabilities are 2^((s - max) c + shift): from the log-sum-exp where that
+ * will do, computed anew otherwise. Which of the two is each row's own affair: it must not depend on what its neighbours
+ * see. Rows that see nothing get shift -inf, and so probabilities 0. */
+static void load_softmax(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
+                         unsigned ticket) {
+    int given = p->lse.data && p->lse.dtype == CUFLASH_FLOAT32, enough = given;
+    float lse[BLOCK_M];
+    for (int64_t r = 0; r < block->rows && given; r++) {
+        memcpy(lse + r, row_address(plan, block, &p->lse, r), sizeof *lse);
+        enough = enough && is_fine(lse[r], block->limit[r]);
+    }
+    if (!enough) {
+        load_lanes(plan, block, &p->q, p->head_dim, query_factor(p), w->q_lanes);
+        attend(p, block, w, 0, 0, p->seq_k, ticket);
+    }
+    for (int64_t r = 0; r < block->lanes; r++) {
+        if (r < block->rows && !(given && is_fine(lse[r], block->limit[r]))) {
+            w->shift[r] = sees_nothing(w, r) ? -INFINITY : -log2f(w->sum[r]);
+            if (sees_nothing(w, r)) w->max[r] = 0;
+        } else {
+            w->max[r] = 0;
+            w->shift[r] = r >= block->rows || block->limit[r] == 0 ? -INFINITY : -lse[r] * LOG2E;
+        }
+    }
+}
+
+/* delta = sum of dO * O, for every row, in so many chains of additions */
+static void load_delta(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w) {
+    enum { CHAINS = 16 };
+    float o[CUFLASH_MAX_HEAD_DIM];
+    for (int64_t r = 0; r < block->lanes; r++) {
+        double sums[CHAINS] = {0}, sum = 0;
+        if (r < block->rows) {
+            const float *d_o = w->d_o_rows + r * plan->pad_dv;
+            load_row(p->o.dtype, row_address(plan, block, &p->o, r), p->head_dim_v, o);
+            int64_t d = 0;
+            for (; d + CHAINS <= p->head_dim_v; d += CHAINS)
+                for (int i = 0; i < CHAINS; i++) sums[i] += (double)o[d + i] * (double)d_o[d + i];
+            for (; d < p->head_dim_v; d++) sum += (double)o[d] * (double)d_o[d];
+        }
+        for (int i = 0; i < CHAINS; i++) sum += sums[i];
+        w->delta[r] = (float)sum;
+    }
+}
+
+/* S becomes P = 2^((S - max) c + shift), and dS (which holds dP) becomes P (dP - delta). */
+static void gradient_tile(const row_block *block, int64_t count, float c, const scratch *w) {
+    for (int64_t lane = 0; lane < block->lanes; lane += VL) {
+        vf max = v_load(w->max + lane), shift = v_load(w->shift + lane), delta = v_load(w->delta + lane);
+        for (int64_t j = 0; j < count; j++) {
+            float *s = w->s + j * BLOCK_M + lane, *ds = w->ds + j * BLOCK_M + lane;
+            vf prob = v_exp2((v_load(s) - max) * c + shift);
+            v_store(s, prob);
+            v_store(ds, prob * (v_load(ds) - delta));
+        }
+    }
+}
+
+/* Are the rows of the tile's operands such that a weight of 0 hides them? */
+typedef struct {
+    int q, d_o;
+} finite_rows;
+
+static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
+                          int64_t count, finite_rows finite, int add, const scratch *w, float *dk, float *dv) {
+    key_tile k = load_keys(block, &p->k, first, count, p->head_dim, w->k_buffer);
+    key_tile v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
+    int masked = first + count > block->shared;
+    score_tile(p, block, first, count, k, w);
+    gemm(count, block->lanes, p->head_dim_v, v.data, v.stride, 1, w->d_o_lanes, BLOCK_M, w->ds, BLOCK_M, 0);
+    gradient_tile(block, count, exponent_scale(p), w);
+    if (masked) { /* P is 0 where dP may be anything */
+        mask_tile(block, first, count, 0, w->s);
+        mask_tile(block, first, count, 0, w->ds);
+    }
+    dk += first * plan->pad_d;
+    dv += first * plan->pad_dv;
+    if (p->dv.data) {
+        if (masked && !finite.d_o)
+            visible_to_keys(block, first, count, w->d_o_rows, plan->pad_dv, w->s, dv, add);
+        else
+            gemm(count, plan->pad_dv, block->rows, w->s, BLOCK_M, 1, w->d_o_rows, plan->pad_dv, dv, plan->pad_dv, add);
+    }
+    if (p->dk.data) {
+        if (masked && !finite.q)
+            visible_to_keys(block, first, count, w->q_rows, plan->pad_d, w->ds, dk, add);
+        else
+            gemm(count, plan->pad_d, block->rows, w->ds, BLOCK_M, 1, w->q_rows, plan->pad_d, dk, plan->pad_d, add);
+    }
+    if (p->dq.data) {
+        if (masked && !all_finite(k.data, k.stride, count, p->head_dim))
+            visible_to_lanes(block, first, count, k, p->head_dim, w->ds, w->dq_lanes, 1);
+        else
+            gemm(p->head_dim, block->lanes, count, k.data, 1, k.stride, w->ds, BLOCK_M, w->dq_lanes, BLOCK_M, 1);
+    }
+}
+
+/* The tiles of a block from key `begin` to `end`: adds to dq_lanes, and to dk and dv of the split, or begins these. */
+static void backward_block(const cuflash_cpu_work *work, const row_block *block, const scratch *w, float *more, int64_t begin,
+                           int64_t end, int add, float *dk, float *dv) {
+    const cuflash_cpu_plan *plan = work->plan;
+    const cuflash_problem *p = work->p;
+#ifdef __AVX512BF16__
+    if (plan->packed_bytes > 0) {
+        bf16_backward_block(work, block, w, more, begin, end, add, dk, dv);
+        return;
+    }
+#else
+    (void)more;
+#endif
+    load_rows_and_lanes(plan, block, &p->q, p->head_dim, plan->pad_d, query_factor(p), w->q_rows, w->q_lanes);
+    load_rows_and_lanes(plan, block, &p->d_o, p->head_dim_v, plan->pad_dv, 1, w->d_o_rows, w->d_o_lanes);
+    finite_rows finite = {all_finite(w->q_rows, plan->pad_d, block->rows, plan->pad_d),
+                          all_finite(w->d_o_rows, plan->pad_dv, block->rows, plan->pad_dv)};
+    for (int64_t first = begin; first < end && !cuflash_interrupted(work->ticket); first += BLOCK_N)
+        backward_tile(plan, p, block, first, tile_size(block, first), finite, add, w, dk, dv);
+}
+
+/* dq of a block, from lanes of it. */
+static void store_dq(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const float *lanes) {
+    float scale[BLOCK_M];
+    for (int64_t r = 0; r < BLOCK_M; r++) scale[r] = (float)p->scale;
+    store_lanes(plan, block, &p->dq, p->head_dim, lanes, scale);
+}
+
+static void backward_begin(const cuflash_cpu_work *work, int64_t number, float *base) {
+    const cuflash_cpu_plan *plan = work->plan;
+    const cuflash_problem *p = work->p;
+    row_block block = block_at(plan, p, number / plan->row_blocks, number % plan->row_blocks);
+    scratch w;
+    lay_out(plan, p, CUFLASH_BACKWARD, base, &w);
+    find_rows(work->rows, number, &w);
+    load_rows(plan, &block, &p->d_o, p->head_dim_v, plan->pad_dv, w.d_o_rows);
+    load_delta(plan, p, &block, &w);
+    load_softmax(plan, p, &block, &w, work->ticket);
+}
+
+/* One split of a pair's rows by one part of its keys: row blocks one after the other, the last first, as it sees all keys that
+ * others see. dk and dv of these keys are summed in the split's partial; dq is the unit's alone where the keys are one part, else
+ * it is summed where the part keeps it. Units of the first keys, which the most rows see, come first. */
+static void backward(const cuflash_cpu_work *work, int64_t unit, float *base) {
+    const cuflash_cpu_plan *plan = work->plan;
+    const cuflash_problem *p = work->p;
+    int64_t split = unit % plan->splits, pair = unit / plan->splits % plan->pairs, part = unit / plan->splits / plan->pairs;
+    int64_t begin = part_begin(plan, p, part), end = part_begin(plan, p, part + 1);
+    float *dk = work->partials + (pair * plan->splits + split) * plan->partial_floats, *dv = dk + plan->pad_k * plan->pad_d;
+    float *dq = work->dq_parts + (pair * plan->key_parts + part) * plan->dq_floats;
+    scratch w;
+    int64_t used = lay_out(plan, p, CUFLASH_BACKWARD, base, &w);
+    int64_t begun = begin; /* keys up to here have a sum */
+    for (int64_t index = (plan->row_blocks - 1 - split) / plan->splits * plan->splits + split; index >= 0;
+         index -= plan->splits) {
+        row_block block = block_at(plan, p, pair, index);
+        int64_t seen = end < block.keys ? end : block.keys;
+        if (plan->key_parts > 1 && begin >= seen) break;
+        find_rows(work->rows, pair * plan->row_blocks + index, &w);
+        if (plan->key_parts > 1) w.dq_lanes = dq + index * dq_block_floats(p);
+        memset(w.dq_lanes, 0, (size_t)dq_block_floats(p) * sizeof *w.dq_lanes);
+        backward_block(work, &block, &w, base + used, begin, seen, begun > begin, dk, dv);
+        if (cuflash_interrupted(work->ticket)) return;
+        if (seen > begun) begun = seen;
+        if (!p->dq.data) continue;
+        for (int64_t r = 0; r < block.rows; r++)
+            if (w.shift[r] == -INFINITY) clear_lane(w.dq_lanes, p->head_dim, r);
+        if (plan->key_parts == 1) store_dq(plan, p, &block, w.dq_lanes);
+    }
+    memset(dk + begun * plan->pad_d, 0, (size_t)((end - begun) * plan->pad_d) * sizeof *dk);
+    memset(dv + begun * plan->pad_dv, 0, (size_t)((end - begun) * plan->pad_dv) * sizeof *dv);
+}
+
+static void backward_finish_rows(const cuflash_cpu_work *work, int64_t number, float *base) {
+    const cuflash_cpu_plan *plan = work->plan;
+    const cuflash_problem *p = work->p;
+    int64_t pair = number / plan->row_blocks, index = number % plan->row_blocks, floats = dq_block_floats(p);
+    row_block block = block_at(plan, p, pair, index);
+    scratch w;
+    lay_out(plan, p, CUFLASH_BACKWARD, base, &w);
+    memset(w.dq_lanes, 0, (size_t)floats * sizeof *w.dq_lanes);
+    for (int64_t part = 0; part < plan->key_parts && part_begin(plan, p, part) < block.keys; part++) {
+        const float *dq = work->dq_parts + (pair * plan->key_parts + part) * plan->dq_floats + index * floats;
+        for (int64_t i = 0; i < floats; i += VL) v_store(w.dq_lanes + i, v_load(w.dq_lanes + i) + v_load(dq + i));
+    }
+    store_dq(plan, p, &block, w.dq_lanes);
+}
+
+/* x[key] = factor * the sum of the splits' partial rows. */
+static void sum_splits(const cuflash_cpu_plan *plan, const cuflash_operand *x, int64_t b, int64_t h, int64_t key, int64_t dim,
+                       const float *row, float factor) {
+    if (!x->data) return;
+    float sum[CUFLASH_MAX_HEAD_DIM];
+    memcpy(sum, row, (size_t)dim * sizeof *sum);
+    for (int64_t split = 1; split < plan->splits; split++)
+        for (int64_t d = 0; d < dim; d++) sum[d] += row[split * plan->partial_floats + d];
+    for (int64_t d = 0; d < dim; d++) sum[d] *= factor;
+    store_row(x->dtype, cuflash_row(x, b, h, key), dim, sum);
+}
+
+static void backward_finish_keys(const cuflash_cpu_work *work, int64_t unit, float *unused) {
+    (void)unused;
+    const cuflash_cpu_plan *plan = work->plan;
+    const cuflash_problem *p = work->p;
+    int64_t blocks = cuflash_key_blocks(p, BLOCK_N), pair = unit / blocks, first = unit % blocks * BLOCK_N;
+    int64_t keys = p->seq_k - first < BLOCK_N ? p->seq_k - first : BLOCK_N, b = pair / p->heads_kv, h = pair % p->heads_kv;
+    const float *dk = work->partials + pair * plan->splits * plan->partial_floats, *dv = dk + plan->pad_k * plan->pad_d;
+    for (int64_t key = first; key < first + keys; key++) {
+        sum_splits(plan, &p->dk, b, h, key, p->head_dim, dk + key * plan->pad_d, (float)p->scale);
+        sum_splits(plan, &p->dv, b, h, key, p->head_dim_v, dv + key * plan->pad_dv, 1);
+    }
+}
+
+#endif

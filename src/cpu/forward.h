@@ -1,0 +1,210 @@
+/* Attention, one row block by some of the keys: by rows as lanes, by vectors over d where there are few rows (few.h), in pairs of
+ * bfloat16 (bf16.h). */
+#ifndef CUFLASH_CPU_FORWARD_H
+#define CUFLASH_CPU_FORWARD_H
+
+#include "interrupt.h"
+#include "tile.h"
+#ifdef __AVX512BF16__
+#include "bf16.h"
+#endif
+
+/* max and sum of the block's rows over keys from `begin` to `end` and, if asked for, the output, not yet divided by sum. Needs
+ * q_lanes. */
+static void attend(const cuflash_problem *p, const row_block *block, const scratch *w, int with_output, int64_t begin,
+                   int64_t end, unsigned ticket) {
+    float c = exponent_scale(p);
+    forget(block, w);
+    if (end > block->keys) end = block->keys;
+    for (int64_t first = begin; first < end; first += BLOCK_N) {
+        if (cuflash_interrupted(ticket)) return;
+        int64_t count = tile_size(block, first);
+        score_tile(p, block, first, count, load_keys(block, &p->k, first, count, p->head_dim, w->k_buffer), w);
+        softmax_tile(block->lanes, w->s, count, c, w->max, w->sum, w->o_lanes,
+                     with_output && first > begin ? p->head_dim_v : 0);
+        if (!with_output) continue;
+        key_tile v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
+        if (first + count > block->shared && !all_finite(v.data, v.stride, count, p->head_dim_v))
+            visible_to_lanes(block, first, count, v, p->head_dim_v, w->s, w->o_lanes, first > begin);
+        else
+            gemm(p->head_dim_v, block->lanes, count, v.data, 1, v.stride, w->s, BLOCK_M, w->o_lanes, BLOCK_M, first > begin);
+    }
+}
+
+/* ---- Few rows ----------------------------------------------------------------------------------- */
+
+#define FEW_ROWS(function, dtype, ...)                                                                                         \
+    do {                                                                                                                       \
+        if (block->rows == 1)                                                                                                  \
+            function(1, dtype, __VA_ARGS__);                                                                                   \
+        else if (block->rows == 2)                                                                                             \
+            function(2, dtype, __VA_ARGS__);                                                                                   \
+        else if (block->rows <= 4 && FEW > 4)                                                                                  \
+            function(4, dtype, __VA_ARGS__);                                                                                   \
+        else                                                                                                                   \
+            function(FEW, dtype, __VA_ARGS__);                                                                                 \
+    } while (0)
+#define FEW_KINDS(function, ...)                                                                                               \
+    switch (p->k.dtype) {                                                                                                      \
+    case CUFLASH_FLOAT16: FEW_ROWS(function, CUFLASH_FLOAT16, __VA_ARGS__); break;                                             \
+    case CUFLASH_BFLOAT16: FEW_ROWS(function, CUFLASH_BFLOAT16, __VA_ARGS__); break;                                           \
+    default: FEW_ROWS(function, CUFLASH_FLOAT32, __VA_ARGS__);                                                                 \
+    }
+
+static void score_rows(const cuflash_problem *p, const row_block *block, int64_t first, int64_t count, int64_t pad,
+                       const scratch *w) {
+    const char *k = cuflash_row(&p->k, block->batch, block->head_kv, first);
+    int64_t step = p->k.seq * (int64_t)cuflash_dtype_size(p->k.dtype);
+    FEW_KINDS(score_few, count, p->head_dim, k, step, w->few_q, pad, w->s, BLOCK_M)
+}
+
+static void add_rows(const cuflash_problem *p, const row_block *block, int64_t first, int64_t count, int64_t pad,
+                     const scratch *w) {
+    const char *v = cuflash_row(&p->v, block->batch, block->head_kv, first);
+    int64_t step = p->v.seq * (int64_t)cuflash_dtype_size(p->v.dtype);
+    FEW_KINDS(add_few, count, p->head_dim_v, v, step, w->s, BLOCK_M, w->few_o, pad)
+}
+
+/* As visible_to_lanes, in add_few's order: what is hidden must not change a bit. */
+static void add_visible_rows(const row_block *block, int64_t first, int64_t count, key_tile v, int64_t dim, int64_t pad,
+                             const scratch *w) {
+    for (int64_t r = 0; r < block->rows; r++)
+        for (int64_t j = 0; j < count && first + j < block->limit[r]; j++)
+            for (int64_t d = 0; d < dim; d++) w->few_o[r * pad + d] += w->s[j * BLOCK_M + r] * v.data[j * v.stride + d];
+}
+
+/* As attend(), of a block of at most FEW rows. */
+static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
+                       int64_t begin, int64_t end, unsigned ticket) {
+    float c = exponent_scale(p), factor = query_factor(p);
+    load_rows(plan, block, &p->q, p->head_dim, plan->pad_d, w->few_q);
+    for (int64_t i = 0; i < block->rows * plan->pad_d; i++) w->few_q[i] *= factor;
+    memset(w->few_q + block->rows * plan->pad_d, 0, (size_t)((FEW - block->rows) * plan->pad_d) * sizeof(float));
+    memset(w->few_o, 0, (size_t)(FEW * plan->pad_dv) * sizeof(float));
+    forget(block, w);
+    if (end > block->keys) end = block->keys;
+    for (int64_t first = begin; first < end; first += BLOCK_N) {
+        if (cuflash_interrupted(ticket)) return;
+        int64_t count = tile_size(block, first);
+        score_rows(p, block, first, count, plan->pad_d, w);
+        if (first + count > block->shared) mask_tile(block, first, count, -INFINITY, w->s);
+        float before[FEW];
+        memcpy(before, w->max, sizeof before);
+        softmax_tile(block->lanes, w->s, count, c, w->max, w->sum, w->o_lanes, 0);
+        for (int64_t r = 0; r < block->rows; r++) {
+            if (before[r] == w->max[r] || before[r] == -INFINITY) continue;
+            float shrink = exp2f((before[r] - w->max[r]) * c);
+            for (int64_t d = 0; d < p->head_dim_v; d++) w->few_o[r * plan->pad_dv + d] *= shrink;
+        }
+        if (first + count > block->shared) {
+            key_tile v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
+            if (!all_finite(v.data, v.stride, count, p->head_dim_v)) {
+                add_visible_rows(block, first, count, v, p->head_dim_v, plan->pad_dv, w);
+                continue;
+            }
+        }
+        add_rows(p, block, first, count, plan->pad_dv, w);
+    }
+    for (int64_t r = 0; r < block->rows; r++)
+        for (int64_t d = 0; d < p->head_dim_v; d++) w->o_lanes[d * BLOCK_M + r] = w->few_o[r * plan->pad_dv + d];
+}
+
+static void store_lse(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w) {
+    for (int64_t r = 0; r < block->rows; r++) {
+        float lse = (float)((double)w->max[r] * logit_scale(p) + log((double)w->sum[r]));
+        store_row(p->lse.dtype, row_address(plan, block, &p->lse, r), 1, &lse);
+    }
+}
+
+/* The block's output over some keys, not yet divided by sum, by the fastest way. */
+static void attend_forward(const cuflash_cpu_work *work, const row_block *block, const scratch *w, float *more, int64_t begin,
+                           int64_t end) {
+    const cuflash_cpu_plan *plan = work->plan;
+    const cuflash_problem *p = work->p;
+#ifdef __AVX512BF16__
+    if (plan->packed_bytes > 0) { /* and so all keys are one part */
+        bf16_attend(work, block, w, more);
+        return;
+    }
+#else
+    (void)more;
+#endif
+    if (block->rows <= FEW) {
+        attend_few(plan, p, block, w, begin, end, work->ticket);
+        return;
+    }
+    load_lanes(plan, block, &p->q, p->head_dim, query_factor(p), w->q_lanes);
+    attend(p, block, w, 1, begin, end, work->ticket);
+}
+
+/* Divides by sum, and writes the block's output and log-sum-exp. */
+static void store_output(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w) {
+    if (p->lse.data) store_lse(plan, p, block, w);
+    for (int64_t r = 0; r < block->rows; r++) {
+        if (sees_nothing(w, r))
+            clear_lane(w->o_lanes, p->head_dim_v, r);
+        else
+            w->sum[r] = 1 / w->sum[r];
+    }
+    store_lanes(plan, block, &p->o, p->head_dim_v, w->o_lanes, w->sum);
+}
+
+/* The row_blocks of a pair, the longest rows first. */
+static row_block forward_block(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t number) {
+    int64_t pair = number / plan->row_blocks, index = number % plan->row_blocks;
+    return block_at(plan, p, pair, p->causal ? plan->row_blocks - 1 - index : index);
+}
+
+/* What a part of the keys came to, in `partial`: max, sum, and the output, [dim][rows]. */
+static void keep_part(const cuflash_problem *p, const row_block *block, const scratch *w, float *partial) {
+    size_t bytes = (size_t)block->rows * sizeof(float);
+    memcpy(partial, w->max, bytes);
+    memcpy(partial + block->rows, w->sum, bytes);
+    for (int64_t d = 0; d < p->head_dim_v; d++) memcpy(partial + (2 + d) * block->rows, w->o_lanes + d * BLOCK_M, bytes);
+}
+
+static void forward(const cuflash_cpu_work *work, int64_t unit, float *base) {
+    const cuflash_cpu_plan *plan = work->plan;
+    const cuflash_problem *p = work->p;
+    int64_t part = unit % plan->key_parts;
+    row_block block = forward_block(plan, p, unit / plan->key_parts);
+    scratch w;
+    int64_t used = lay_out(plan, p, CUFLASH_FORWARD, base, &w);
+    attend_forward(work, &block, &w, base + used, part_begin(plan, p, part), part_begin(plan, p, part + 1));
+    if (cuflash_interrupted(work->ticket)) return;
+    if (plan->key_parts > 1)
+        keep_part(p, &block, &w, work->partials + unit * plan->partial_floats);
+    else
+        store_output(plan, p, &block, &w);
+}
+
+/* The parts of a row block together, in their order. */
+static void forward_finish(const cuflash_cpu_work *work, int64_t number, float *base) {
+    const cuflash_cpu_plan *plan = work->plan;
+    const cuflash_problem *p = work->p;
+    const float *partials = work->partials + number * plan->key_parts * plan->partial_floats;
+    row_block block = forward_block(plan, p, number);
+    scratch w;
+    lay_out(plan, p, CUFLASH_FORWARD, base, &w);
+    int64_t rows = block.rows, parts = 0;
+    while (parts < plan->key_parts && part_begin(plan, p, parts) < block.keys) parts++; /* which have keys that a row sees */
+    for (int64_t r = 0; r < rows; r++) {
+        w.max[r] = -INFINITY, w.sum[r] = 0;
+        for (int64_t part = 0; part < parts; part++) w.max[r] = fmaxf(w.max[r], partials[part * plan->partial_floats + r]);
+        clear_lane(w.o_lanes, p->head_dim_v, r);
+    }
+    float c = exponent_scale(p);
+    for (int64_t part = 0; part < parts; part++) {
+        const float *max = partials + part * plan->partial_floats, *sum = max + rows, *out = sum + rows;
+        float factor[BLOCK_M];
+        for (int64_t r = 0; r < rows; r++) {
+            factor[r] = exp2f((max[r] - (w.max[r] == -INFINITY ? 0 : w.max[r])) * c);
+            w.sum[r] += factor[r] * sum[r];
+        }
+        for (int64_t d = 0; d < p->head_dim_v; d++)
+            for (int64_t r = 0; r < rows; r++) w.o_lanes[d * BLOCK_M + r] += factor[r] * out[d * rows + r];
+    }
+    store_output(plan, p, &block, &w);
+}
+
+#endif

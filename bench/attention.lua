@@ -29,7 +29,7 @@ end
 local defaults = {
   cpu = {
     device = "cpu", dim = "64,128", seq = "2048", heads = "2", ["kv-heads"] = false, batch = "1", dtype = "float32",
-    threads = "1," .. cf.num_threads(), repeats = "5", json = false,
+    threads = "1," .. cf.num_threads(), processes = false, repeats = "5", json = false,
   },
   cuda = {
     device = "cuda", dim = "64,128", seq = "1024,4096,16384", heads = "16", ["kv-heads"] = false, batch = "1",
@@ -139,7 +139,7 @@ end
 local function to_json(results)
   local json = require "dkjson"
   return json.encode(results, {indent = true,
-    keyorder = {"cpu", "device", "isa", "version", "peaks", "rows", "threads", "dtype", "dim"}})
+    keyorder = {"cpu", "device", "isa", "version", "peaks", "rows", "processes", "threads", "dtype", "dim"}})
 end
 
 -- ---- Options ------------------------------------------------------------------------------------------------
@@ -170,22 +170,66 @@ end
 
 -- ---- Rows ---------------------------------------------------------------------------------------------------
 
--- Calls f with every case of these threads, measured.
-local function each_case(threads, f)
+local batch = numbers(options, "batch")[1]
+
+local function each_problem(f)
   for _, dtype in ipairs(list(options.dtype)) do
     for _, dim in ipairs(numbers(options, "dim")) do
-      for _, seq in ipairs(numbers(options, "seq")) do
-        for _, causal in ipairs {false, true} do
-          local case = {
-            threads = threads, dtype = dtype, dim = dim, seq = seq, causal = causal, heads = heads,
-            kv_heads = kv_heads, batch = numbers(options, "batch")[1], repeats = repeats,
-          }
-          measure(case, options.device)
-          f(case)
-        end
-      end
+      for _, seq in ipairs(numbers(options, "seq")) do f(dtype, dim, seq) end
     end
   end
+end
+
+-- Calls f with every case of these threads, measured.
+local function each_case(threads, f)
+  each_problem(function(dtype, dim, seq)
+    for _, causal in ipairs {false, true} do
+      local case = {
+        threads = threads, dtype = dtype, dim = dim, seq = seq, causal = causal, heads = heads, kv_heads = kv_heads,
+        batch = batch, repeats = repeats,
+      }
+      measure(case, options.device)
+      f(case)
+    end
+  end)
+end
+
+local function quote(text)
+  return "'" .. text:gsub("'", "'\\''") .. "'"
+end
+
+-- What so many processes of one thread each measure of a problem at the same time: causal or not, and the peak, added up.
+local function measure_processes(count, dtype, dim, seq)
+  local json = require "dkjson"
+  local command = ("%s %s %s --threads 1 --dtype %s --dim %d --seq %d --heads %d --kv-heads %d --batch %d --repeats %d"):format(
+    quote(arg[-1]), quote(arg[0]), quote(folder), dtype, dim, seq, heads, kv_heads, batch, repeats)
+  local files, pipes, sum = {}, {}, nil
+  for i = 1, count do
+    files[i] = os.tmpname()
+    pipes[i] = assert(io.popen(command .. " --json " .. quote(files[i]) .. " 2>&1"))
+  end
+  for i = 1, count do
+    local output = pipes[i]:read "*a"
+    pipes[i]:close()
+    local file = assert(io.open(files[i]))
+    local one = json.decode(file:read "*a")
+    file:close()
+    os.remove(files[i])
+    if not one then fail("process %d of %d: %s", i, count, output) end
+    for j, row in ipairs(sum and one.rows or {}) do
+      sum.rows[j].forward, sum.rows[j].backward = sum.rows[j].forward + row.forward, sum.rows[j].backward + row.backward
+    end
+    if sum then sum.peaks[1].gflops = sum.peaks[1].gflops + one.peaks[1].gflops end
+    sum = sum or one
+  end
+  return sum
+end
+
+local HEADINGS = "dtype     dim    seq  heads  causal   forward  of peak  backward  of peak"
+
+local function print_row(case, limit)
+  print(("%-8s %4d %6d %6d  %-6s %8.1f %7.0f%% %9.1f %7.0f%%"):format(case.dtype, case.dim, case.seq, heads,
+    case.causal and "yes" or "no", case.forward, 100 * case.forward / limit, case.backward, 100 * case.backward / limit))
 end
 
 local function measure_cpu()
@@ -197,13 +241,28 @@ local function measure_cpu()
     local limit = peak(folder, threads)
     results.peaks[#results.peaks + 1] = {threads = threads, gflops = limit}
     print(("\n%d thread%s: measured float32 FMA peak %.1f GFLOP/s"):format(threads, threads == 1 and "" or "s", limit))
-    print("dtype     dim    seq  heads  causal   forward  of peak  backward  of peak")
+    print(HEADINGS)
     each_case(threads, function(case)
       local own = case.dtype == "bfloat16" and HAVE_BFLOAT16[cf.cpu.isa()] -- instructions, which are not held to that peak
       overtaken = overtaken or not own and math.max(case.forward, case.backward) > limit
       results.rows[#results.rows + 1] = case
-      print(("%-8s %4d %6d %6d  %-6s %8.1f %7.0f%% %9.1f %7.0f%%"):format(case.dtype, case.dim, case.seq, heads,
-        case.causal and "yes" or "no", case.forward, 100 * case.forward / limit, case.backward, 100 * case.backward / limit))
+      print_row(case, limit)
+    end)
+  end
+  local processes = options.processes and numbers(options, "processes")[1]
+  if processes then
+    print(("\n%d process%s of one thread at the same time, added up, and of what multiply-adds have so"):format(processes,
+      processes == 1 and "" or "es"))
+    print(HEADINGS)
+    each_problem(function(dtype, dim, seq)
+      local sum = measure_processes(processes, dtype, dim, seq)
+      sum.peaks[1].processes = processes
+      results.peaks[#results.peaks + 1] = sum.peaks[1]
+      for _, case in ipairs(sum.rows) do
+        case.processes = processes
+        results.rows[#results.rows + 1] = case
+        print_row(case, sum.peaks[1].gflops)
+      end
     end)
   end
   print "\nforward and backward in GFLOP/s: 4 B H S^2 D operations a forward pass, half where causal, 2.5 times that backward"

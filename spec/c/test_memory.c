@@ -159,6 +159,88 @@ static void test_limit_on_attention(void) {
     check_in("%s", "");
 }
 
+/* A backward of few queries and many keys: little work, and a workspace that is kept for the next call. */
+enum { FEW_QUERIES = 4, MANY_KEYS = 20000, WIDE = 256 };
+
+typedef struct {
+    cuflash_tensor q, k, o, d_o, dq, dk;
+} wide_problem;
+
+static cuflash_attention make_wide(wide_problem *x) {
+    cuflash_generator g = {.seed = 3};
+    cuflash_tensor *few[] = {&x->q, &x->o, &x->d_o, &x->dq}, *many[] = {&x->k, &x->dk};
+    for (int i = 0; i < 4; i++)
+        REQUIRE_OK(cuflash_tensor_empty(few[i], CUFLASH_FLOAT32, CUFLASH_CPU, 4, SHAPE(1, 1, FEW_QUERIES, WIDE)));
+    for (int i = 0; i < 2; i++)
+        REQUIRE_OK(cuflash_tensor_empty(many[i], CUFLASH_FLOAT32, CUFLASH_CPU, 4, SHAPE(1, 1, MANY_KEYS, WIDE)));
+    REQUIRE_OK(cuflash_random_normal(&x->q, &g, 0, 1));
+    REQUIRE_OK(cuflash_random_normal(&x->k, &g, 0, 1));
+    REQUIRE_OK(cuflash_random_normal(&x->d_o, &g, 0, 1));
+    cuflash_attention a = {.struct_size = sizeof a, .q = &x->q, .k = &x->k, .v = &x->k, .o = &x->o};
+    REQUIRE_OK(cuflash_attention_forward(&a));
+    a.d_o = &x->d_o, a.dq = &x->dq, a.dk = &x->dk;
+    return a;
+}
+
+static void release_wide(wide_problem *x) {
+    cuflash_tensor *all[] = {&x->q, &x->k, &x->o, &x->d_o, &x->dq, &x->dk};
+    for (int i = 0; i < 6; i++) cuflash_tensor_release(all[i]);
+}
+
+static void *run_wide(void *attention) {
+    for (int i = 0; i < 5; i++)
+        if (cuflash_attention_backward(attention) != CUFLASH_SUCCESS) return (void *)1;
+    return NULL;
+}
+
+/* Bytes of this process that are in memory; 0 where nothing tells, or where a sanitizer holds on to freed memory. */
+static int64_t resident_bytes(void) {
+    long long pages = 0;
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (file && fscanf(file, "%*d %lld", &pages) != 1) pages = 0;
+    if (file) fclose(file);
+#endif
+    return pages * 4096;
+}
+
+/* Calls at the same time do not get the same workspace; the one that is kept is nobody's, and can be given back. */
+static void test_kept_workspace(void) {
+    check_in("a workspace that is kept");
+    const int64_t large = INT64_C(32) << 20;
+    wide_problem one, two;
+    cuflash_attention a = make_wide(&one), b = make_wide(&two);
+    size_t bytes = 0;
+    REQUIRE_OK(cuflash_attention_workspace(&a, CUFLASH_BACKWARD, &bytes));
+    CHECK_F((int64_t)bytes > large, "a workspace of %zu bytes is not one that is kept", bytes);
+    int64_t live = stats().live_bytes;
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, run_wide, &a) == 0);
+    CHECK(run_wide(&b) == NULL);
+    void *failed;
+    pthread_join(thread, &failed);
+    CHECK(!failed && stats().live_bytes == live);
+    CHECK(memcmp(one.dq.data, two.dq.data, FEW_QUERIES * WIDE * sizeof(float)) == 0);
+    CHECK(memcmp(one.dk.data, two.dk.data, (size_t)MANY_KEYS * WIDE * sizeof(float)) == 0);
+
+    REQUIRE_OK(cuflash_memory_set_limit(CUFLASH_CPU, live + large)); /* also of what is kept */
+    CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "attention_backward|limit", cuflash_attention_backward(&a));
+    REQUIRE_OK(cuflash_memory_set_limit(CUFLASH_CPU, 0));
+    CHECK_OK(cuflash_attention_backward(&a));
+    int64_t before = resident_bytes();
+    CHECK_OK(cuflash_memory_trim(CUFLASH_CPU));
+    int64_t after = resident_bytes();
+    CHECK_F(before == 0 || before - after > large / 2, "%lld bytes were in memory, now %lld", (long long)before,
+            (long long)after);
+    CHECK_OK(cuflash_memory_trim(CUFLASH_CPU));
+    CHECK_OK(cuflash_attention_backward(&a));
+    CHECK(memcmp(one.dk.data, two.dk.data, (size_t)MANY_KEYS * WIDE * sizeof(float)) == 0);
+    CHECK(stats().live_bytes == live);
+    release_wide(&one);
+    release_wide(&two);
+    check_in("%s", "");
+}
+
 static void *take_and_give(void *shared) {
     for (int i = 0; i < 300; i++) {
         cuflash_tensor mine, view, theirs;
@@ -201,6 +283,7 @@ int main(void) {
     test_limit_on_tensors();
     test_refused_by_the_system();
     test_limit_on_attention();
+    test_kept_workspace();
     test_threads();
     CHECK(check_live_bytes() == live);
     return check_result();

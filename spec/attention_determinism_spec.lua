@@ -7,8 +7,8 @@ local cases = {
   { name = "one head, long", seq_q = 500, seq_k = 400, dim = 40 },
   { name = "many heads", batch = 3, heads = 7, seq_q = 75, seq_k = 110, dim = 32 },
   { name = "grouped heads, causal", batch = 1, heads = 8, heads_kv = 1, seq_q = 130, seq_k = 200, dim = 64, causal = true },
-  { name = "one query, many keys", heads = 4, heads_kv = 1, seq_q = 1, seq_k = 3100, dim = 40 },
-  { name = "grouped heads, one query each", batch = 3, heads = 10, heads_kv = 2, seq_q = 1, seq_k = 500, dim = 64 },
+  { name = "one query, many keys", heads = 4, heads_kv = 1, seq_q = 1, seq_k = 15100, dim = 40 },
+  { name = "grouped heads, one query each", batch = 3, heads = 10, heads_kv = 2, seq_q = 1, seq_k = 1900, dim = 64 },
   { name = "few queries, many keys, causal", batch = 2, heads = 2, seq_q = 70, seq_k = 2100, dim = 32, causal = true },
   { name = "many queries, more keys, causal", heads = 2, seq_q = 330, seq_k = 1700, dim = 32, causal = true },
   { name = "more queries than keys, causal", batch = 2, heads = 2, seq_q = 300, seq_k = 100, dim = 48, causal = true },
@@ -42,6 +42,8 @@ describe("attention on the CPU is bit-equal #cpu", function()
     for _, n in ipairs { 2, 3, 5 } do
       cf.num_threads(n)
       assert.are.equal(n, cf.num_threads())
+      local plan = cf.explain(inputs.q, inputs.k, inputs.v, { causal = case.causal })
+      assert.is_nil((plan.forward.work .. plan.backward.work):find("on 1 thread", 1, true), "there is too little work for two")
       attention.all_same_bits(alone, attention.run(case, inputs), ("with %d threads"):format(n))
     end
   end)

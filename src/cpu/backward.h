@@ -76,15 +76,16 @@ static void gradient_tile(const row_block *block, int64_t count, float c, const 
     }
 }
 
-/* Are the rows of the tile's operands such that a weight of 0 hides them? */
+/* The block's rows, and whether they are such that a weight of 0 hides them. */
 typedef struct {
-    int q, d_o;
-} finite_rows;
+    float_rows q, d_o;
+    int finite_q, finite_d_o;
+} backward_rows;
 
 static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
-                          int64_t count, finite_rows finite, int add, const scratch *w, float *dk, float *dv) {
-    key_tile k = load_keys(block, &p->k, first, count, p->head_dim, w->k_buffer);
-    key_tile v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
+                          int64_t count, const backward_rows *rows, int add, const scratch *w, float *dk, float *dv) {
+    float_rows k = load_keys(block, &p->k, first, count, p->head_dim, w->k_buffer);
+    float_rows v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
     int masked = first + count > block->shared;
     score_tile(p, block, first, count, k, w);
     gemm(count, block->lanes, p->head_dim_v, v.data, v.stride, 1, w->d_o_lanes, BLOCK_M, w->ds, BLOCK_M, 0);
@@ -96,19 +97,19 @@ static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p
     dk += first * plan->pad_d;
     dv += first * plan->pad_dv;
     if (p->dv.data) {
-        if (masked && !finite.d_o)
-            visible_to_keys(block, first, count, w->d_o_rows, plan->pad_dv, w->s, dv, add);
+        if (masked && !rows->finite_d_o)
+            visible_to_keys(block, first, count, rows->d_o, plan->pad_dv, w->s, dv, add);
         else
-            gemm(count, plan->pad_dv, block->rows, w->s, BLOCK_M, 1, w->d_o_rows, plan->pad_dv, dv, plan->pad_dv, add);
+            gemm(count, plan->pad_dv, block->rows, w->s, BLOCK_M, 1, rows->d_o.data, rows->d_o.stride, dv, plan->pad_dv, add);
     }
     if (p->dk.data) {
-        if (masked && !finite.q)
-            visible_to_keys(block, first, count, w->q_rows, plan->pad_d, w->ds, dk, add);
+        if (masked && !rows->finite_q)
+            visible_to_keys(block, first, count, rows->q, plan->pad_d, w->ds, dk, add);
         else
-            gemm(count, plan->pad_d, block->rows, w->ds, BLOCK_M, 1, w->q_rows, plan->pad_d, dk, plan->pad_d, add);
+            gemm(count, plan->pad_d, block->rows, w->ds, BLOCK_M, 1, rows->q.data, rows->q.stride, dk, plan->pad_d, add);
     }
     if (p->dq.data) {
-        if (masked && !all_finite(k.data, k.stride, count, p->head_dim))
+        if (masked && !all_finite(k, count, p->head_dim))
             visible_to_lanes(block, first, count, k, p->head_dim, w->ds, w->dq_lanes, 1);
         else
             gemm(p->head_dim, block->lanes, count, k.data, 1, k.stride, w->ds, BLOCK_M, w->dq_lanes, BLOCK_M, 1);
@@ -128,12 +129,13 @@ static void backward_block(const cuflash_cpu_work *work, const row_block *block,
 #else
     (void)more;
 #endif
-    load_rows_and_lanes(plan, block, &p->q, p->head_dim, plan->pad_d, query_factor(p), w->q_rows, w->q_lanes);
-    load_rows_and_lanes(plan, block, &p->d_o, p->head_dim_v, plan->pad_dv, 1, w->d_o_rows, w->d_o_lanes);
-    finite_rows finite = {all_finite(w->q_rows, plan->pad_d, block->rows, plan->pad_d),
-                          all_finite(w->d_o_rows, plan->pad_dv, block->rows, plan->pad_dv)};
+    backward_rows rows = {
+        load_rows_and_lanes(plan, block, &p->q, p->head_dim, plan->pad_d, query_factor(p), w->q_rows, w->q_lanes),
+        load_rows_and_lanes(plan, block, &p->d_o, p->head_dim_v, plan->pad_dv, 1, w->d_o_rows, w->d_o_lanes), 0, 0};
+    rows.finite_q = all_finite(rows.q, block->rows, plan->pad_d);
+    rows.finite_d_o = all_finite(rows.d_o, block->rows, plan->pad_dv);
     for (int64_t first = begin; first < end && !cuflash_interrupted(work->ticket); first += BLOCK_N)
-        backward_tile(plan, p, block, first, tile_size(block, first), finite, add, w, dk, dv);
+        backward_tile(plan, p, block, first, tile_size(block, first), &rows, add, w, dk, dv);
 }
 
 /* dq of a block, from lanes of it. */

@@ -23,8 +23,8 @@ static void attend(const cuflash_problem *p, const row_block *block, const scrat
         softmax_tile(block->lanes, w->s, count, c, w->max, w->sum, w->o_lanes,
                      with_output && first > begin ? p->head_dim_v : 0);
         if (!with_output) continue;
-        key_tile v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
-        if (first + count > block->shared && !all_finite(v.data, v.stride, count, p->head_dim_v))
+        float_rows v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
+        if (first + count > block->shared && !all_finite(v, count, p->head_dim_v))
             visible_to_lanes(block, first, count, v, p->head_dim_v, w->s, w->o_lanes, first > begin);
         else
             gemm(p->head_dim_v, block->lanes, count, v.data, 1, v.stride, w->s, BLOCK_M, w->o_lanes, BLOCK_M, first > begin);
@@ -66,7 +66,7 @@ static void add_rows(const cuflash_problem *p, const row_block *block, int64_t f
 }
 
 /* As visible_to_lanes, in add_few's order: what is hidden must not change a bit. */
-static void add_visible_rows(const row_block *block, int64_t first, int64_t count, key_tile v, int64_t dim, int64_t pad,
+static void add_visible_rows(const row_block *block, int64_t first, int64_t count, float_rows v, int64_t dim, int64_t pad,
                              const scratch *w) {
     for (int64_t r = 0; r < block->rows; r++)
         for (int64_t j = 0; j < count && first + j < block->limit[r]; j++)
@@ -97,8 +97,8 @@ static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
             for (int64_t d = 0; d < p->head_dim_v; d++) w->few_o[r * plan->pad_dv + d] *= shrink;
         }
         if (first + count > block->shared) {
-            key_tile v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
-            if (!all_finite(v.data, v.stride, count, p->head_dim_v)) {
+            float_rows v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
+            if (!all_finite(v, count, p->head_dim_v)) {
                 add_visible_rows(block, first, count, v, p->head_dim_v, plan->pad_dv, w);
                 continue;
             }

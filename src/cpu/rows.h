@@ -79,19 +79,35 @@ static __attribute__((noinline)) void turn_lanes(const float *lanes, int64_t wid
 
 enum { WIDEST = (CUFLASH_MAX_HEAD_DIM + VL - 1) / VL * VL };
 
+/* Rows of float32. */
+typedef struct {
+    const float *data;
+    int64_t stride;
+} float_rows;
+
+/* The block's rows of x from `first` on where they lie, if they are float32, whole vectors, and one behind the other; else NULL. */
+static const float *rows_in_place(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
+                                  int64_t first, int64_t count) {
+    if (x->dtype != CUFLASH_FLOAT32 || plan->group > 1 || dim % VL != 0 || x->seq != dim || first + count > block->rows)
+        return NULL;
+    const char *at = row_address(plan, block, x, first);
+    return (uintptr_t)at % sizeof(vf) == 0 ? (const float *)(const void *)at : NULL;
+}
+
 /* The block's rows of x times factor, as lanes: dst[d][row]. Lanes without a row are zero. */
 static void load_lanes(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
                        float factor, float *dst) {
     float rows[VL * WIDEST];
     int64_t width = cuflash_round_up(dim, VL);
     for (int64_t lane = 0; lane < block->lanes; lane += VL) {
-        for (int64_t i = 0; i < VL; i++) {
+        const float *there = rows_in_place(plan, block, x, dim, lane, VL);
+        for (int64_t i = 0; i < VL && !there; i++) {
             float *row = rows + i * width;
             int64_t loaded = lane + i < block->rows ? dim : 0;
             if (loaded) load_row(x->dtype, row_address(plan, block, x, lane + i), dim, row);
             for (int64_t d = loaded; d < width; d++) row[d] = 0;
         }
-        turn_rows(rows, width, dim, factor, dst + lane);
+        turn_rows(there ? there : rows, width, dim, factor, dst + lane);
     }
 }
 
@@ -104,12 +120,17 @@ static void load_rows(const cuflash_cpu_plan *plan, const row_block *block, cons
     }
 }
 
-/* Both; factor: of the lanes. There is room for as many rows as lanes. */
-static void load_rows_and_lanes(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
-                                int64_t pad, float factor, float *rows, float *lanes) {
-    load_rows(plan, block, x, dim, pad, rows);
-    memset(rows + block->rows * pad, 0, (size_t)((block->lanes - block->rows) * pad) * sizeof *rows);
+/* Both, rows where they lie or in the buffer, which has room for as many as there are lanes. factor: of the lanes. */
+static float_rows load_rows_and_lanes(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x,
+                                      int64_t dim, int64_t pad, float factor, float *buffer, float *lanes) {
+    const float *rows = rows_in_place(plan, block, x, dim, 0, block->lanes);
+    if (!rows) {
+        load_rows(plan, block, x, dim, pad, buffer);
+        memset(buffer + block->rows * pad, 0, (size_t)((block->lanes - block->rows) * pad) * sizeof *buffer);
+        rows = buffer;
+    }
     for (int64_t lane = 0; lane < block->lanes; lane += VL) turn_rows(rows + lane * pad, pad, dim, factor, lanes + lane);
+    return (float_rows){rows, pad};
 }
 
 /* Writes lanes, src[d][row] * factor[row], to the block's rows of x. */
@@ -124,19 +145,14 @@ static void store_lanes(const cuflash_cpu_plan *plan, const row_block *block, co
     }
 }
 
-/* Rows of K or V as float32: in place where they are that, converted into the buffer otherwise. */
-typedef struct {
-    const float *data;
-    int64_t stride;
-} key_tile;
-
-static key_tile load_keys(const row_block *block, const cuflash_operand *x, int64_t first, int64_t count, int64_t dim,
-                          float *buffer) {
+/* Rows of K or V: in place where they are float32, converted into the buffer otherwise. */
+static float_rows load_keys(const row_block *block, const cuflash_operand *x, int64_t first, int64_t count, int64_t dim,
+                            float *buffer) {
     const char *rows = cuflash_row(x, block->batch, block->head_kv, first);
-    if (x->dtype == CUFLASH_FLOAT32) return (key_tile){(const float *)(const void *)rows, x->seq};
+    if (x->dtype == CUFLASH_FLOAT32) return (float_rows){(const float *)(const void *)rows, x->seq};
     int64_t step = x->seq * (int64_t)cuflash_dtype_size(x->dtype);
     for (int64_t j = 0; j < count; j++) load_row(x->dtype, rows + j * step, dim, buffer + j * dim);
-    return (key_tile){buffer, dim};
+    return (float_rows){buffer, dim};
 }
 
 /* Where a part of the keys begins: at a tile. */
@@ -171,11 +187,11 @@ static void mask_tile(const row_block *block, int64_t first, int64_t count, floa
 
 /* A product gives a hidden key weight 0, and 0 times infinity or NaN is NaN. So where a tile hides something, and the
  * rows it multiplies are not all finite, these take the product's place and skip what is hidden. */
-static int all_finite(const float *x, int64_t stride, int64_t rows, int64_t dim) {
+static int all_finite(float_rows x, int64_t rows, int64_t dim) {
     vf sums = {0}; /* 0 times a number is 0, or NaN where it is not finite */
     float sum = 0;
     for (int64_t r = 0; r < rows; r++) {
-        const float *row = x + r * stride;
+        const float *row = x.data + r * x.stride;
         int64_t d = 0;
         for (; d + VL <= dim; d += VL) sums = sums + v_load(row + d) * 0.0f;
         for (; d < dim; d++) sum += row[d] * 0;
@@ -185,8 +201,8 @@ static int all_finite(const float *x, int64_t stride, int64_t rows, int64_t dim)
 }
 
 /* out[d][row] (+)= x[key][d] * weight[key][row] */
-static void visible_to_lanes(const row_block *block, int64_t first, int64_t count, key_tile x, int64_t dim, const float *weight,
-                             float *out, int add) {
+static void visible_to_lanes(const row_block *block, int64_t first, int64_t count, float_rows x, int64_t dim,
+                             const float *weight, float *out, int add) {
     for (int64_t r = 0; r < block->lanes; r++) {
         int64_t seen = block->limit[r] - first < count ? block->limit[r] - first : count;
         for (int64_t d = 0; d < dim; d++) {
@@ -198,13 +214,13 @@ static void visible_to_lanes(const row_block *block, int64_t first, int64_t coun
 }
 
 /* out[key][d] (+)= weight[key][row] * x[row][d] */
-static void visible_to_keys(const row_block *block, int64_t first, int64_t count, const float *x, int64_t pad,
+static void visible_to_keys(const row_block *block, int64_t first, int64_t count, float_rows x, int64_t pad,
                             const float *weight, float *out, int add) {
     for (int64_t j = 0; j < count; j++) {
         float sum[WIDEST] = {0};
         for (int64_t r = 0; r < block->rows; r++) {
             if (block->limit[r] <= first + j) continue;
-            for (int64_t d = 0; d < pad; d++) sum[d] += weight[j * BLOCK_M + r] * x[r * pad + d];
+            for (int64_t d = 0; d < pad; d++) sum[d] += weight[j * BLOCK_M + r] * x.data[r * x.stride + d];
         }
         for (int64_t d = 0; d < pad; d++) out[j * pad + d] = add ? out[j * pad + d] + sum[d] : sum[d];
     }

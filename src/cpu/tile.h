@@ -118,7 +118,7 @@ static void softmax_tile(int64_t lanes, float *s, int64_t count, float c, float 
 }
 
 /* Scores of one tile of keys, S = K Q, hidden ones -inf. */
-static void score_tile(const cuflash_problem *p, const row_block *block, int64_t first, int64_t count, key_tile k,
+static void score_tile(const cuflash_problem *p, const row_block *block, int64_t first, int64_t count, float_rows k,
                        const scratch *w) {
     gemm(count, block->lanes, p->head_dim, k.data, k.stride, 1, w->q_lanes, BLOCK_M, w->s, BLOCK_M, 0);
     if (first + count > block->shared) mask_tile(block, first, count, -INFINITY, w->s);

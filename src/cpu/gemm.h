@@ -10,7 +10,8 @@
 
 #include "vec.h"
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define TILE_V_4
 enum { TILE_M = 6, TILE_V = 4 }; /* 24 accumulators of 32 registers */
 #else
 enum { TILE_M = 6, TILE_V = 2 }; /* 12 of 16 */
@@ -78,7 +79,7 @@ static void gemm(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row,
             switch (8 * rows + vectors) {
                 TILES(1);
                 TILES(2);
-#if defined(__AVX512F__)
+#if defined(TILE_V_4)
                 TILES(3);
                 TILES(4);
 #endif

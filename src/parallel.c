@@ -2,6 +2,7 @@
 
 #include <omp.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 
 /* The thread sanitizer does not see OpenMP's fork and join; these tell it. Only the function with the parallel
@@ -51,39 +52,69 @@ cuflash_status cuflash_set_num_threads(int threads) {
     return CUFLASH_SUCCESS;
 }
 
+/* A stage under way. */
 typedef struct {
-    atomic_llong next;
-    int64_t count, grain;
-    cuflash_range_fn fn;
-    void *context;
+    const cuflash_stage *stage;
+    atomic_llong next, done;
 } share;
 
 static void take_units(share *work, int thread) {
+    const cuflash_stage *s = work->stage;
     for (;;) {
-        int64_t begin = atomic_fetch_add_explicit(&work->next, work->grain, memory_order_relaxed);
-        if (begin >= work->count) return;
-        int64_t end = work->count - begin < work->grain ? work->count : begin + work->grain;
-        work->fn(work->context, begin, end, thread);
+        int64_t begin = atomic_fetch_add_explicit(&work->next, s->grain, memory_order_relaxed);
+        if (begin >= s->count) return;
+        int64_t end = s->count - begin < s->grain ? s->count : begin + s->grain;
+        s->fn(s->context, begin, end, thread);
+        atomic_fetch_add_explicit(&work->done, end - begin, memory_order_release);
     }
 }
 
-NOT_CHECKED void cuflash_parallel_for(int threads, int64_t count, int64_t grain, cuflash_range_fn fn, void *context) {
-    if (grain < 1) grain = 1;
-    int64_t chunks = count / grain + (count % grain != 0);
-    if (threads > chunks) threads = (int)chunks;
+/* Others work on the last units: it takes about as long as one. */
+static void wait_for(share *work) {
+    enum { LOOKS = 2000 };
+    for (int looks = 0; atomic_load_explicit(&work->done, memory_order_acquire) < work->stage->count; looks++) {
+        if (looks >= LOOKS) sched_yield();
+#if defined(__x86_64__)
+        else
+            __builtin_ia32_pause();
+#endif
+    }
+}
+
+/* One team of threads for all stages. Who comes late, as threads do that have slept, finds units taken and done, and nobody has
+ * waited for it but in the end. */
+NOT_CHECKED void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count) {
+    enum { MOST = 8 };
+    share shares[MOST];
+    int64_t most = 0;
+    for (int i = 0; i < count; i++) {
+        const cuflash_stage *s = &stages[i];
+        int64_t chunks = s->count / s->grain + (s->count % s->grain != 0);
+        if (chunks > most) most = chunks;
+        shares[i].stage = s;
+        atomic_init(&shares[i].next, 0);
+        atomic_init(&shares[i].done, 0);
+    }
+    if (threads > most) threads = (int)most;
     if (threads <= 1) {
-        if (count > 0) fn(context, 0, count, 0);
+        for (int i = 0; i < count; i++)
+            if (stages[i].count > 0) stages[i].fn(stages[i].context, 0, stages[i].count, 0);
         return;
     }
     atomic_store(&started, true);
-    share work = {.count = count, .grain = grain, .fn = fn, .context = context};
-    atomic_init(&work.next, 0);
-    __tsan_release(&work);
+    __tsan_release(shares);
 #pragma omp parallel num_threads(threads)
     {
-        __tsan_acquire(&work);
-        take_units(&work, omp_get_thread_num());
-        __tsan_release(&work);
+        __tsan_acquire(shares);
+        for (int i = 0; i < count; i++) {
+            take_units(&shares[i], omp_get_thread_num());
+            if (i + 1 < count) wait_for(&shares[i]);
+        }
+        __tsan_release(shares);
     }
-    __tsan_acquire(&work);
+    __tsan_acquire(shares);
+}
+
+void cuflash_parallel_for(int threads, int64_t count, int64_t grain, cuflash_range_fn fn, void *context) {
+    cuflash_parallel_stages(threads, &(cuflash_stage){count, grain < 1 ? 1 : grain, fn, context}, 1);
 }

@@ -7,8 +7,18 @@
 /* Works on units [begin, end). thread counts from 0 and stays below the number of threads asked for. */
 typedef void (*cuflash_range_fn)(void *context, int64_t begin, int64_t end, int thread);
 
-/* Calls fn until units 0 ... count - 1 are done, grain units at a time, first come first served. Which
- * thread gets which unit is open: results must not depend on it. */
+/* Units 0 ... count - 1, for which fn is called, grain units at a time. */
+typedef struct {
+    int64_t count, grain;
+    cuflash_range_fn fn;
+    void *context;
+} cuflash_stage;
+
+/* Does the units of up to 8 stages, first come first served, those of a stage when all of the one before are done. Which thread
+ * gets which unit is open: results must not depend on it. */
+void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count);
+
+/* One stage. */
 void cuflash_parallel_for(int threads, int64_t count, int64_t grain, cuflash_range_fn fn, void *context);
 
 #endif

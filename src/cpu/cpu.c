@@ -212,6 +212,14 @@ typedef struct {
     cuflash_cpu_stage *stage;
 } units;
 
+/* The stages of a run. */
+enum { MOST_STAGES = 5 };
+typedef struct {
+    units units[MOST_STAGES];
+    cuflash_stage stages[MOST_STAGES];
+    int count;
+} run;
+
 static void run_units(void *context, int64_t begin, int64_t end, int thread) {
     const units *all = context;
     const cuflash_cpu_work *w = all->work;
@@ -219,8 +227,10 @@ static void run_units(void *context, int64_t begin, int64_t end, int thread) {
         all->stage(w, unit, w->scratch + thread * w->plan->scratch_floats);
 }
 
-static void run_stage(const cuflash_cpu_work *w, cuflash_cpu_stage *stage, int64_t count) {
-    cuflash_parallel_for(w->plan->threads, count, 1, run_units, &(units){w, stage});
+static void add_stage(run *r, const cuflash_cpu_work *w, cuflash_cpu_stage *stage, int64_t count) {
+    r->units[r->count] = (units){w, stage};
+    r->stages[r->count] = (cuflash_stage){count, 1, run_units, &r->units[r->count]};
+    r->count++;
 }
 
 void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace,
@@ -232,15 +242,17 @@ void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuf
     w.dq_parts = w.partials + plan->pairs * plan->splits * plan->partial_floats;
     w.rows = w.dq_parts + plan->pairs * plan->key_parts * plan->dq_floats;
     int64_t row_blocks = plan->pairs * plan->row_blocks;
-    if (plan->packed_bytes > 0) run_stage(&w, kernels->pack, plan->pairs * cuflash_key_blocks(p, kernels->pack_n));
+    run r = {.count = 0};
+    if (plan->packed_bytes > 0) add_stage(&r, &w, kernels->pack, plan->pairs * cuflash_key_blocks(p, kernels->pack_n));
     if (pass == CUFLASH_FORWARD) {
-        run_stage(&w, kernels->forward, plan->units);
-        if (plan->key_parts > 1) run_stage(&w, kernels->forward_finish, row_blocks);
-        return;
+        add_stage(&r, &w, kernels->forward, plan->units);
+        if (plan->key_parts > 1) add_stage(&r, &w, kernels->forward_finish, row_blocks);
+    } else {
+        add_stage(&r, &w, kernels->backward_begin, row_blocks);
+        add_stage(&r, &w, kernels->backward, plan->units);
+        if (p->dq.data && plan->key_parts > 1) add_stage(&r, &w, kernels->backward_finish_rows, row_blocks);
+        if (p->dk.data || p->dv.data)
+            add_stage(&r, &w, kernels->backward_finish_keys, plan->pairs * cuflash_key_blocks(p, kernels->block_n));
     }
-    run_stage(&w, kernels->backward_begin, row_blocks);
-    run_stage(&w, kernels->backward, plan->units);
-    if (p->dq.data && plan->key_parts > 1) run_stage(&w, kernels->backward_finish_rows, row_blocks);
-    if (p->dk.data || p->dv.data)
-        run_stage(&w, kernels->backward_finish_keys, plan->pairs * cuflash_key_blocks(p, kernels->block_n));
+    cuflash_parallel_stages(plan->threads, r.stages, r.count);
 }

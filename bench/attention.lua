@@ -171,6 +171,7 @@ end
 -- ---- Rows ---------------------------------------------------------------------------------------------------
 
 local batch = numbers(options, "batch")[1]
+local processes = options.processes and numbers(options, "processes")[1]
 
 local function each_problem(f)
   for _, dtype in ipairs(list(options.dtype)) do
@@ -201,8 +202,10 @@ end
 -- What so many processes of one thread each measure of a problem at the same time: causal or not, and the peak, added up.
 local function measure_processes(count, dtype, dim, seq)
   local json = require "dkjson"
+  local interpreter = -1
+  while arg[interpreter - 1] do interpreter = interpreter - 1 end
   local command = ("%s %s %s --threads 1 --dtype %s --dim %d --seq %d --heads %d --kv-heads %d --batch %d --repeats %d"):format(
-    quote(arg[-1]), quote(arg[0]), quote(folder), dtype, dim, seq, heads, kv_heads, batch, repeats)
+    quote(arg[interpreter]), quote(arg[0]), quote(folder), dtype, dim, seq, heads, kv_heads, batch, repeats)
   local files, pipes, sum = {}, {}, nil
   for i = 1, count do
     files[i] = os.tmpname()
@@ -249,7 +252,6 @@ local function measure_cpu()
       print_row(case, limit)
     end)
   end
-  local processes = options.processes and numbers(options, "processes")[1]
   if processes then
     print(("\n%d process%s of one thread at the same time, added up, and of what multiply-adds have so"):format(processes,
       processes == 1 and "" or "es"))

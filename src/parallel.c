@@ -56,7 +56,20 @@ cuflash_status cuflash_set_num_threads(int threads) {
 typedef struct {
     const cuflash_stage *stage;
     atomic_llong next, done;
+    pthread_mutex_t mutex;
+    pthread_cond_t all_done;
 } share;
+
+static void finish_units(share *work, int64_t units) {
+    if (atomic_fetch_add_explicit(&work->done, units, memory_order_acq_rel) + units < work->stage->count) return;
+    pthread_mutex_lock(&work->mutex);
+    pthread_cond_broadcast(&work->all_done);
+    pthread_mutex_unlock(&work->mutex);
+}
+
+static bool is_done(share *work) {
+    return atomic_load_explicit(&work->done, memory_order_acquire) >= work->stage->count;
+}
 
 static void take_units(share *work, int thread) {
     const cuflash_stage *s = work->stage;
@@ -65,20 +78,25 @@ static void take_units(share *work, int thread) {
         if (begin >= s->count) return;
         int64_t end = s->count - begin < s->grain ? s->count : begin + s->grain;
         s->fn(s->context, begin, end, thread);
-        atomic_fetch_add_explicit(&work->done, end - begin, memory_order_release);
+        finish_units(work, end - begin);
     }
 }
 
-/* Others work on the last units: it takes about as long as one. */
+/* Others work on the last units, which takes about as long as one. Looks for 50 us and more, lets other threads run for some
+ * milliseconds, and then sleeps. */
 static void wait_for(share *work) {
-    enum { LOOKS = 2000 };
-    for (int looks = 0; atomic_load_explicit(&work->done, memory_order_acquire) < work->stage->count; looks++) {
-        if (looks >= LOOKS) sched_yield();
+    enum { LOOKS = 2000, YIELDS = 10000 };
+    for (int i = 0; i < LOOKS + YIELDS; i++) {
+        if (is_done(work)) return;
+        if (i >= LOOKS) sched_yield();
 #if defined(__x86_64__)
         else
             __builtin_ia32_pause();
 #endif
     }
+    pthread_mutex_lock(&work->mutex);
+    while (!is_done(work)) pthread_cond_wait(&work->all_done, &work->mutex);
+    pthread_mutex_unlock(&work->mutex);
 }
 
 /* One team of threads for all stages. Who comes late, as threads do that have slept, finds units taken and done, and nobody has
@@ -91,9 +109,7 @@ NOT_CHECKED void cuflash_parallel_stages(int threads, const cuflash_stage *stage
         const cuflash_stage *s = &stages[i];
         int64_t chunks = s->count / s->grain + (s->count % s->grain != 0);
         if (chunks > most) most = chunks;
-        shares[i].stage = s;
-        atomic_init(&shares[i].next, 0);
-        atomic_init(&shares[i].done, 0);
+        shares[i] = (share){.stage = s, .mutex = PTHREAD_MUTEX_INITIALIZER, .all_done = PTHREAD_COND_INITIALIZER};
     }
     if (threads > most) threads = (int)most;
     if (threads <= 1) {

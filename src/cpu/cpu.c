@@ -100,20 +100,26 @@ const char *cuflash_cpu_isa(void) {
  * Only the pair counts: a row's result is then the same whatever other rows the batch has. */
 enum { PAIR_UNITS = 16, PART_KEYS = 1024 };
 
-/* Multiply-adds of a pass for each query and key of a head. */
+/* Multiply-adds of a pass for each query that sees a key. */
 static double work_of_pair(const cuflash_problem *p, cuflash_pass pass) {
-    int64_t products = pass == CUFLASH_BACKWARD ? 3 * p->head_dim + 2 * p->head_dim_v : p->head_dim + p->head_dim_v;
-    return (double)products * (p->causal ? 0.5 : 1);
+    return (double)(pass == CUFLASH_BACKWARD ? 3 * p->head_dim + 2 * p->head_dim_v : p->head_dim + p->head_dim_v);
+}
+
+/* How many keys a query sees, on average. */
+static double visible_keys(const cuflash_problem *p) {
+    double seq_q = (double)p->seq_q, seq_k = (double)p->seq_k;
+    if (!p->causal) return seq_k;
+    return seq_q <= seq_k ? seq_k - (seq_q - 1) / 2 : seq_k * (seq_k + 1) / (2 * seq_q);
 }
 
 /* How a backward's keys are cut into parts and its row blocks dealt out to splits: so that units are done soonest by 16 threads
  * that are not equally fast. Parts cost sums of dq, and rows that are laid out again for each; splits cost sums of dk and dv,
- * which are zeroed, filled and read. The problem alone decides, so that results do not depend on the number of threads. */
+ * which are filled and read. The problem alone decides, so that results do not depend on the number of threads. */
 static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
     enum { THREADS = 16, MOST = 8 * THREADS, FEWEST_KEYS = 384 }; /* MOST: units */
     const double WORK = 0.016e-9, WORK_ON_PAIRS = 0.0025e-9;      /* seconds: of a multiply-add on one thread, */
     const double MOVE = 0.5e-9, LAY_OUT = 1.5e-9; /* of a float32 that is moved, and one of Q's that is laid out */
-    double work = (double)plan->rows * (double)p->seq_k * work_of_pair(p, CUFLASH_BACKWARD) *
+    double work = (double)plan->rows * visible_keys(p) * work_of_pair(p, CUFLASH_BACKWARD) *
                   (plan->packed_bytes > 0 ? WORK_ON_PAIRS : WORK);
     double dq = (double)plan->rows * (double)plan->pad_d, dk_dv = (double)plan->pad_k * (double)(plan->pad_d + plan->pad_dv);
     double least = -1;
@@ -132,8 +138,13 @@ static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
  * begin after 30 us, in virtual machines after up to 500. */
 static const double WORK_PER_THREAD = 2e6;
 
-static int worthwhile_threads(const cuflash_problem *p, cuflash_pass pass, int threads, int64_t units) {
-    double work = (double)(p->batch * p->heads) * (double)p->seq_q * (double)p->seq_k * work_of_pair(p, pass);
+/* Few rows of a pair take as long as 16: reading its keys. */
+static const double FEWEST_ROWS = 16;
+
+static int worthwhile_threads(const cuflash_cpu_plan *plan, const cuflash_problem *p, int threads) {
+    double rows = (double)plan->rows < FEWEST_ROWS ? FEWEST_ROWS : (double)plan->rows;
+    double work = (double)plan->pairs * rows * visible_keys(p) * work_of_pair(p, plan->pass);
+    int64_t units = plan->units;
     if (threads > work / WORK_PER_THREAD) threads = (int)(work / WORK_PER_THREAD);
     if (threads > units) threads = (int)units;
     return threads > 1 ? threads : 1;
@@ -164,7 +175,7 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
         plan->partial_floats = (2 + p->head_dim_v) * (plan->rows < kernels->block_m ? plan->rows : kernels->block_m);
     }
     plan->units = plan->pairs * plan->key_parts * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
-    plan->threads = worthwhile_threads(p, pass, threads, plan->units);
+    plan->threads = worthwhile_threads(plan, p, threads);
     plan->scratch_floats = cuflash_round_up(kernels->scratch_floats(plan, p, pass), 16);
     int64_t floats = 0, partials = 0, dq_parts = 0, packed = 0, rows = 0;
     bool backward = pass == CUFLASH_BACKWARD;

@@ -41,16 +41,27 @@ static inline __attribute__((always_inline)) void score_few(const int R, const c
         for (int i = 0; i < K; i++) key[i] = k + (j + i < count ? j + i : count - 1) * k_row;
 #pragma GCC unroll 16
         for (int i = 0; i < K * R; i++) sum[i] = (vf){0};
-        for (int64_t d = 0; d < whole; d += VL)
-#pragma GCC unroll 16
-            for (int r = 0; r < R; r++) {
-                vf y = v_load(q + r * pad + d);
+        if (R <= 2) { /* memory is the limit, and wants to be read in order */
 #pragma GCC unroll 4
-                for (int i = 0; i < K; i++) {
-                    if (r == 0) __builtin_prefetch(key[i] + AHEAD * k_row + d * few_bytes(T));
-                    sum[i * R + r] = few_load(T, key[i], d) * y + sum[i * R + r];
+            for (int i = 0; i < K; i++)
+                for (int64_t d = 0; d < whole; d += VL) {
+                    __builtin_prefetch(key[i] + AHEAD * k_row + d * few_bytes(T));
+                    vf x = few_load(T, key[i], d);
+#pragma GCC unroll 2
+                    for (int r = 0; r < R; r++) sum[i * R + r] = x * v_load(q + r * pad + d) + sum[i * R + r];
                 }
-            }
+        } else {
+            for (int64_t d = 0; d < whole; d += VL)
+#pragma GCC unroll 16
+                for (int r = 0; r < R; r++) {
+                    vf y = v_load(q + r * pad + d);
+#pragma GCC unroll 4
+                    for (int i = 0; i < K; i++) {
+                        if (r == 0) __builtin_prefetch(key[i] + AHEAD * k_row + d * few_bytes(T));
+                        sum[i * R + r] = few_load(T, key[i], d) * y + sum[i * R + r];
+                    }
+                }
+        }
         float sums[VL / 4 * VL];
 #pragma GCC unroll 4
         for (int i = 0; i < K * R / 4; i++) v_store(sums + i * VL, v_sums(sum + i * 4));

@@ -219,11 +219,15 @@ local function measure_processes(count, dtype, dim, seq)
     file:close()
     os.remove(files[i])
     if not one then fail("process %d of %d: %s", i, count, output) end
-    for j, row in ipairs(sum and one.rows or {}) do
-      sum.rows[j].forward, sum.rows[j].backward = sum.rows[j].forward + row.forward, sum.rows[j].backward + row.backward
+    if sum then
+      for j, row in ipairs(one.rows) do
+        local all = sum.rows[j]
+        all.forward, all.backward = all.forward + row.forward, all.backward + row.backward
+      end
+      sum.peaks[1].gflops = sum.peaks[1].gflops + one.peaks[1].gflops
+    else
+      sum = one
     end
-    if sum then sum.peaks[1].gflops = sum.peaks[1].gflops + one.peaks[1].gflops end
-    sum = sum or one
   end
   return sum
 end

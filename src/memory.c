@@ -167,6 +167,13 @@ static cudaStream_t stream_to_release(const cuflash_storage *storage) {
     return storage->stream == cuflash_cuda_stream() ? storage->stream : NULL;
 }
 
+static void release_workspace(int device, void *data, size_t bytes) {
+    if (device == CUFLASH_CPU)
+        keep(data, bytes);
+    else
+        release(device, data, cuflash_cuda_stream());
+}
+
 /* Memory on the account: of a storage, or of none, which is a workspace. A refusal leaves no trace. */
 static cuflash_status obtain(const char *what, int device, size_t bytes, int storages, void **out) {
     cuflash_memory_stats now;
@@ -174,10 +181,7 @@ static cuflash_status obtain(const char *what, int device, size_t bytes, int sto
     if (!*out)
         CUFLASH_TRY(allocate(what, device, bytes, out)); /* nothing has touched it yet, so the account may still refuse */
     if (account_take(device, *out ? bytes : REFUSED, storages, &now)) return CUFLASH_SUCCESS;
-    if (device == CUFLASH_CPU)
-        keep(*out, 0);
-    else
-        release(device, *out, cuflash_cuda_stream());
+    release_workspace(device, *out, 0); /* of a storage, too: what is new and of no size is not kept */
     *out = NULL;
     return out_of_memory(what, device, bytes, &now);
 }
@@ -223,10 +227,7 @@ cuflash_status cuflash_workspace_new(void **out, int device, size_t bytes, const
 
 void cuflash_workspace_release(void *workspace, int device, size_t bytes) {
     if (!workspace) return;
-    if (device == CUFLASH_CPU)
-        keep(workspace, bytes);
-    else
-        release(device, workspace, cuflash_cuda_stream());
+    release_workspace(device, workspace, bytes);
     account_return(device, bytes, 0);
 }
 

@@ -102,8 +102,7 @@ static void wait_for(share *work) {
 /* One team of threads for all stages. Who comes late, as threads do that have slept, finds units taken and done, and nobody has
  * waited for it but in the end. */
 NOT_CHECKED void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count) {
-    enum { MOST = 8 };
-    share shares[MOST];
+    share shares[CUFLASH_MOST_STAGES];
     int64_t most = 0;
     for (int i = 0; i < count; i++) {
         const cuflash_stage *s = &stages[i];

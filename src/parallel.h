@@ -14,8 +14,10 @@ typedef struct {
     void *context;
 } cuflash_stage;
 
-/* Does the units of up to 8 stages, first come first served, those of a stage when all of the one before are done. Which thread
- * gets which unit is open: results must not depend on it. */
+enum { CUFLASH_MOST_STAGES = 5 };
+
+/* Does the units of up to so many stages, first come first served, those of a stage when all of the one before are done. Which
+ * thread gets which unit is open: results must not depend on it. */
 void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count);
 
 /* One stage. */

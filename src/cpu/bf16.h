@@ -332,7 +332,7 @@ static int64_t bf16_turned_bytes(const cuflash_cpu_plan *plan, const cuflash_pro
 }
 
 static int64_t bf16_packed_bytes(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
-    return bf16_turned_bytes(plan, p) + cuflash_round_up((p->seq_k + BF16_BLOCK_N - 1) / BF16_BLOCK_N, 64);
+    return bf16_turned_bytes(plan, p) + cuflash_round_up(cuflash_key_blocks(p, BF16_BLOCK_N), 64);
 }
 
 /* Turns 32 keys, [key][d], to [d][32]: 16 dimensions at a time, as 32-bit pairs of keys. */

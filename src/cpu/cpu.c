@@ -100,13 +100,13 @@ const char *cuflash_cpu_isa(void) {
  * Only the pair counts: a row's result is then the same whatever other rows the batch has. */
 enum { PAIR_UNITS = 16, PART_KEYS = 1024 };
 
-/* Multiply-adds of a pass for each query that sees a key. */
-static double work_of_pair(const cuflash_problem *p, cuflash_pass pass) {
+/* Of a pass, for each query and key that it sees. */
+static double multiply_adds(const cuflash_problem *p, cuflash_pass pass) {
     return (double)(pass == CUFLASH_BACKWARD ? 3 * p->head_dim + 2 * p->head_dim_v : p->head_dim + p->head_dim_v);
 }
 
 /* How many keys a query sees, on average. */
-static double visible_keys(const cuflash_problem *p) {
+static double mean_visible_keys(const cuflash_problem *p) {
     double seq_q = (double)p->seq_q, seq_k = (double)p->seq_k;
     if (!p->causal) return seq_k;
     return seq_q <= seq_k ? seq_k - (seq_q - 1) / 2 : seq_k * (seq_k + 1) / (2 * seq_q);
@@ -119,7 +119,7 @@ static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
     enum { THREADS = 16, MOST = 8 * THREADS, FEWEST_KEYS = 384 }; /* MOST: units */
     const double WORK = 0.016e-9, WORK_ON_PAIRS = 0.0025e-9;      /* seconds: of a multiply-add on one thread, */
     const double MOVE = 0.5e-9, LAY_OUT = 1.5e-9; /* of a float32 that is moved, and one of Q's that is laid out */
-    double work = (double)plan->rows * visible_keys(p) * work_of_pair(p, CUFLASH_BACKWARD) *
+    double work = (double)plan->rows * mean_visible_keys(p) * multiply_adds(p, CUFLASH_BACKWARD) *
                   (plan->packed_bytes > 0 ? WORK_ON_PAIRS : WORK);
     double dq = (double)plan->rows * (double)plan->pad_d, dk_dv = (double)plan->pad_k * (double)(plan->pad_d + plan->pad_dv);
     double least = -1;
@@ -143,7 +143,7 @@ static const double FEWEST_ROWS = 16;
 
 static int worthwhile_threads(const cuflash_cpu_plan *plan, const cuflash_problem *p, int threads) {
     double rows = (double)plan->rows < FEWEST_ROWS ? FEWEST_ROWS : (double)plan->rows;
-    double work = (double)plan->pairs * rows * visible_keys(p) * work_of_pair(p, plan->pass);
+    double work = (double)plan->pairs * rows * mean_visible_keys(p) * multiply_adds(p, plan->pass);
     int64_t units = plan->units;
     if (threads > work / WORK_PER_THREAD) threads = (int)(work / WORK_PER_THREAD);
     if (threads > units) threads = (int)units;
@@ -224,10 +224,9 @@ typedef struct {
 } units;
 
 /* The stages of a run. */
-enum { MOST_STAGES = 5 };
 typedef struct {
-    units units[MOST_STAGES];
-    cuflash_stage stages[MOST_STAGES];
+    units units[CUFLASH_MOST_STAGES];
+    cuflash_stage stages[CUFLASH_MOST_STAGES];
     int count;
 } run;
 

@@ -11,13 +11,11 @@
 #include "vec.h"
 
 #if defined(__AVX512F__) || defined(__aarch64__)
-#define TILE_V_4
-enum { TILE_M = 6, TILE_V = 4 }; /* 24 accumulators of 32 registers */
+#define TILE_V 4 /* 24 accumulators of 32 registers */
 #else
-enum { TILE_M = 6, TILE_V = 2 }; /* 12 of 16 */
+#define TILE_V 2 /* 12 of 16 */
 #endif
-
-enum { LINE = 16 }; /* floats of the cache */
+enum { TILE_M = 6, LINE = 16 }; /* LINE: floats of the cache */
 
 /* M and V are constants wherever this is inlined, so the loops over them unroll and sum is registers. */
 static inline __attribute__((always_inline)) void tile(const int M, const int V, int64_t k, const float *a, int64_t a_row,
@@ -79,7 +77,7 @@ static void gemm(int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row,
             switch (8 * rows + vectors) {
                 TILES(1);
                 TILES(2);
-#if defined(TILE_V_4)
+#if TILE_V > 2
                 TILES(3);
                 TILES(4);
 #endif

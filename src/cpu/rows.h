@@ -40,7 +40,7 @@ typedef struct {
 static row_block block_at(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t index) {
     row_block block = {.batch = pair / p->heads_kv, .head_kv = pair % p->heads_kv, .first = index * BLOCK_M};
     block.rows = plan->rows - block.first < BLOCK_M ? plan->rows - block.first : BLOCK_M;
-    block.lanes = (block.rows + VL - 1) / VL * VL;
+    block.lanes = cuflash_round_up(block.rows, VL);
     block.shared = p->seq_k;
     for (int64_t r = 0; r < block.lanes; r++) {
         int64_t visible = r < block.rows ? cuflash_visible_keys(p, (block.first + r) / plan->group) : p->seq_k;
@@ -157,8 +157,8 @@ static float_rows load_keys(const row_block *block, const cuflash_operand *x, in
 
 /* Where a part of the keys begins: at a tile. */
 static int64_t part_begin(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t part) {
-    int64_t size = plan->packed_bytes > 0 ? plan->kernels->pack_n : BLOCK_N, tiles = (p->seq_k + size - 1) / size;
-    int64_t first = tiles * part / plan->key_parts * size;
+    int64_t size = plan->packed_bytes > 0 ? plan->kernels->pack_n : BLOCK_N, blocks = cuflash_key_blocks(p, size);
+    int64_t first = blocks * part / plan->key_parts * size;
     return first < p->seq_k ? first : p->seq_k;
 }
 

@@ -166,7 +166,7 @@ CUFLASH_API cuflash_status cuflash_memory_get_stats(int device, cuflash_memory_s
 CUFLASH_API cuflash_status cuflash_memory_reset_peak(int device);
 
 /* Gives memory that was freed, and kept for the next allocation, back to a CUDA device, for other processes or libraries; waits
- * for the device. On the CPU it is a workspace of 32 to 256 MiB, kept for the next call that needs one as large; until then it
+ * for the device. On the CPU it is a workspace of 1 to 256 MiB, kept for the next call that needs one as large; until then it
  * counts towards neither live_bytes nor the limit. */
 CUFLASH_API cuflash_status cuflash_memory_trim(int device);
 

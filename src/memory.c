@@ -86,9 +86,9 @@ static void account_return(int device, size_t bytes, int storages) {
     pthread_mutex_unlock(&mutex);
 }
 
-/* The largest workspace on the CPU of those that malloc would map anew for each call is kept for the next one, whose pages the
+/* The largest workspace on the CPU of those that malloc may map anew for each call is kept for the next one, whose pages the
  * system need not clear then; up to a size beyond which calls take so long that it does not matter. Guarded by the mutex. */
-static const size_t MOST_KEPT = (size_t)256 << 20;
+static const size_t LEAST_KEPT = (size_t)1 << 20, MOST_KEPT = (size_t)256 << 20;
 static struct {
     void *data;
     size_t bytes;
@@ -97,7 +97,7 @@ static struct {
 
 static void *borrow_kept(size_t bytes) {
     pthread_mutex_lock(&mutex);
-    bool fits = bytes >= LARGE && bytes <= kept.bytes && !kept.lent;
+    bool fits = bytes >= LEAST_KEPT && bytes <= kept.bytes && !kept.lent;
     if (fits) kept.lent = true;
     pthread_mutex_unlock(&mutex);
     return fits ? kept.data : NULL;
@@ -110,7 +110,7 @@ static void keep(void *data, size_t bytes) {
     if (data && data == kept.data) {
         kept.lent = false;
         unwanted = NULL;
-    } else if (!kept.lent && (!data || (bytes >= LARGE && bytes <= MOST_KEPT && bytes > kept.bytes))) {
+    } else if (!kept.lent && (!data || (bytes >= LEAST_KEPT && bytes <= MOST_KEPT && bytes > kept.bytes))) {
         unwanted = kept.data;
         kept.data = data, kept.bytes = bytes;
     }

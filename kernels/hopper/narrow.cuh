@@ -273,12 +273,13 @@ struct NarrowBackward : Gradients<NarrowBackward<T, DIM, BLOCK_M, BLOCK_N, STAGE
     /* Tile after tile, whichever is next for any block. Nobody waits for it. */
     __device__ __forceinline__ void finish() {
         int tiles = args.rows / BLOCK_M, heads = args.batch * args.heads;
+        int together = max(args.together * args.group / (args.whole == 0 ? args.parts : 1), 1); /* heads of as many units */
         auto take = [&]() { return lane() == 0 ? atomicAdd(args.ticket + 1, 1) : 0; };
         for (int next = take();;) {
             int number = __shfl_sync(0xffffffff, next, 0);
             if (number >= heads * tiles) break;
             next = take(); /* which is on its way for a while */
-            Order order = order_of_block(number, tiles, heads, args.together * args.group);
+            Order order = order_of_block(number, tiles, heads, together);
             int turns = tiles_of_keys<BLOCK_M, BLOCK_N>(args, order.tile) * Base::SQUARES;
             finish_tile(order.unit, order.tile, args.turn + order.unit * tiles + order.tile, turns);
         }

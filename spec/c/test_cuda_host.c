@@ -217,6 +217,17 @@ static void test_tiles_of_queries(void) {
     check_in("%s", "");
 }
 
+/* The grid of a backward of one sequence, D 128. */
+static void backward_grid(char grid[256], int64_t heads, int64_t heads_kv, int64_t seq_q, int64_t seq_k, bool causal) {
+    cuflash_tensor q = make(CUFLASH_FLOAT16, 0, 1, heads, seq_q, 128), k = make(CUFLASH_FLOAT16, 0, 1, heads_kv, seq_k, 128);
+    cuflash_attention a = {.struct_size = sizeof a, .q = &q, .k = &k, .v = &k, .flags = causal ? CUFLASH_CAUSAL : 0};
+    char plan[1024];
+    REQUIRE_OK(cuflash_attention_plan(&a, CUFLASH_BACKWARD, plan, sizeof plan));
+    field(plan, "grid", grid);
+    cuflash_tensor_release(&q);
+    cuflash_tensor_release(&k);
+}
+
 /* Few tiles of keys are dealt out to several blocks each; of many, those that are left for the last wave of blocks; where
  * there is nothing to gain, none is. */
 static void test_parts(void) {
@@ -237,21 +248,30 @@ static void test_parts(void) {
         {2 * all + 1, 1024, 8, false, " to the last tile of keys,"},
     };
     for (int i = 0; i < COUNT_OF(cases); i++) {
-        cuflash_tensor q = make(CUFLASH_FLOAT16, 0, 1, cases[i].heads, cases[i].seq_q, 128),
-                       k = make(CUFLASH_FLOAT16, 0, 1, cases[i].heads, cases[i].seq_k, 128);
-        cuflash_attention a = {
-            .struct_size = sizeof a, .q = &q, .k = &k, .v = &k, .flags = cases[i].causal ? CUFLASH_CAUSAL : 0};
-        char plan[1024], grid[256];
+        char grid[256];
         check_in("sm_%d, case %d", sm(), i);
-        REQUIRE_OK(cuflash_attention_plan(&a, CUFLASH_BACKWARD, plan, sizeof plan));
-        field(plan, "grid", grid);
+        backward_grid(grid, cases[i].heads, cases[i].heads, cases[i].seq_q, cases[i].seq_k, cases[i].causal);
         if (cases[i].expected)
             CHECK_F(strstr(grid, cases[i].expected), "expected '%s', got '%s'", cases[i].expected, grid);
         else
             CHECK_F(!strstr(grid, " to a tile") && !strstr(grid, " to each") && !strstr(grid, " to the last"),
                     "expected no parts, got '%s'", grid);
-        cuflash_tensor_release(&q);
-        cuflash_tensor_release(&k);
+    }
+    check_in("%s", "");
+}
+
+/* Heads of a group are not dealt out to a block each where their walks are short: what would be gained is lost to partial sums. */
+static void test_short_walks(void) {
+    cuflash_cuda_device_info info;
+    REQUIRE_OK(cuflash_cuda_get_device_info(0, &info));
+    for (int group = 5; group <= 7; group++) {
+        char grid[256], each[32];
+        check_in("sm_%d, group of %d", sm(), group);
+        snprintf(each, sizeof each, ", %d to a tile of keys,", group);
+        backward_grid(grid, group * info.multiprocessors / 2, info.multiprocessors / 2, 1024, 1024, true);
+        CHECK_F(!strstr(grid, each), "got '%s'", grid);
+        backward_grid(grid, group * 4, 4, 16384, 16384, true);
+        CHECK_F(strstr(grid, "to a tile of keys,"), "got '%s'", grid);
     }
     check_in("%s", "");
 }
@@ -416,6 +436,7 @@ int main(int argc, char **argv) {
     test_tensor_maps();
     test_tiles_of_queries();
     test_parts();
+    test_short_walks();
     test_workspace();
     test_refusals();
     test_fault();

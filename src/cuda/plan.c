@@ -247,15 +247,16 @@ static int64_t slots_of(const cuflash_cuda_plan *plan, const cuflash_problem *p)
 static int64_t parts_by_heads(const cuflash_cuda_plan *plan, const cuflash_problem *p, int64_t slots) {
     enum { LONG = 512, ALONE = 64, SHORT = 2048 }; /* steps of a walk; of one of a head alone; queries of one */
     int64_t group = p->heads / p->heads_kv, all = plan->rows / plan->row.block_m;
-    int64_t steps = p->causal ? cuflash_divide_up(all, 2) : all;    /* of a head */
-    int64_t heads = plan->walks * group, waves = p->causal ? 5 : 3; /* measured: docs/kernels/mma.md */
-    int64_t each = heads / (waves * slots);                         /* heads to a block */
-    int64_t few = SHORT / plan->row.block_m;                        /* steps */
-    if (!p->causal || each * steps < few) each = cuflash_divide_up(heads, waves * slots);
-    if (each * steps > LONG) each = cuflash_divide_up(LONG, steps);
-    if (each < 1) each = 1;
+    int64_t steps = p->causal ? cuflash_divide_up(all, 2) : all;                   /* of a head */
+    int64_t heads = plan->walks * group, waves = p->causal ? 5 : 3;                /* measured: docs/kernels/mma.md */
+    int64_t few = SHORT / plan->row.block_m;                                       /* steps */
+    int64_t each = heads / (waves * slots), most = cuflash_divide_up(LONG, steps); /* heads to a block */
+    if (each > most) each = most;
     if (p->causal)
-        while (group % each) each--;
+        while (each > 1 && group % each) each--;
+    if (!p->causal || each * steps < few) each = cuflash_divide_up(heads, waves * slots);
+    if (each > most) each = most;
+    if (each < 1) each = 1;
     bool alone = steps >= ALONE || (each < group && steps >= few);
     return p->causal && p->deterministic && alone ? group : cuflash_divide_up(group, each);
 }

@@ -18,52 +18,65 @@ static void bf16_end(void) {
     _tile_release();
 }
 
-/* C[16 M][16 N] = A B for M, N of 1 or 2 tiles. */
-#define AMX_PRODUCT(M, N)                                                                                                      \
+/* A block of C, a tile high and two wide, or one where columns end. */
+typedef struct {
+    const char *a, *b;
+    float *to;
+    int two;
+} amx_block;
+
+/* Its sum, in the tiles X and Y. */
+#define AMX_PRODUCT(X, Y)                                                                                                      \
     do {                                                                                                                       \
-        _tile_zero(0);                                                                                                         \
-        if (N > 1) _tile_zero(1);                                                                                              \
-        if (M > 1) _tile_zero(2);                                                                                              \
-        if (M > 1 && N > 1) _tile_zero(3);                                                                                     \
+        _tile_zero(X);                                                                                                         \
+        _tile_zero(Y);                                                                                                         \
         for (int64_t k = 0; k < steps; k++) {                                                                                  \
-            const char *left = a + k * x.step, *right = b + k * 16 * y.pair;                                                   \
-            _tile_loadd(6, right, y.pair);                                                                                     \
-            if (N > 1) _tile_loadd(7, right + 64, y.pair);                                                                     \
-            _tile_loadd(4, left, x.row);                                                                                       \
-            _tile_dpbf16ps(0, 4, 6);                                                                                           \
-            if (N > 1) _tile_dpbf16ps(1, 4, 7);                                                                                \
-            if (M > 1) _tile_loadd(5, left + 16 * x.row, x.row);                                                               \
-            if (M > 1) _tile_dpbf16ps(2, 5, 6);                                                                                \
-            if (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);                                                                       \
+            _tile_loadd(5, now.b + k * 16 * y.pair, y.pair);                                                                   \
+            if (now.two) _tile_loadd(6, now.b + k * 16 * y.pair + 64, y.pair);                                                 \
+            _tile_loadd(4, now.a + k * x.step, x.row);                                                                         \
+            _tile_dpbf16ps(X, 4, 5);                                                                                           \
+            if (now.two) _tile_dpbf16ps(Y, 4, 6);                                                                              \
         }                                                                                                                      \
-        _tile_stored(0, c, 4 * c_row);                                                                                         \
-        if (N > 1) _tile_stored(1, c + 16, 4 * c_row);                                                                         \
-        if (M > 1) _tile_stored(2, c + 16 * c_row, 4 * c_row);                                                                 \
-        if (M > 1 && N > 1) _tile_stored(3, c + 16 * c_row + 16, 4 * c_row);                                                   \
     } while (0)
 
-/* The same, or C += A B, for m x n of C, multiples of 16, in rows of out_row floats, and so many times 32 of k. What is there is
- * added to by vectors: tiles would take denormal numbers in it for 0. */
-static inline __attribute__((always_inline)) void bf16_gemm(int64_t m, int64_t n, int64_t steps, bf16_left x, bf16_right y,
-                                                            float *out, int64_t out_row, int add) {
-    float product[32 * 32] __attribute__((aligned(64)));
-    for (int64_t j = 0; j < n; j += 32)
-        for (int64_t i = 0; i < m; i += 32) {
-            const char *a = x.data + i * x.row, *b = y.data + j * 4;
-            float *to = out + i * out_row + j, *c = add ? product : to;
-            int64_t c_row = add ? 32 : out_row, rows = m - i < 32 ? 16 : 32, columns = n - j < 32 ? 16 : 32;
-            if (rows == 32 && columns == 32)
-                AMX_PRODUCT(2, 2);
-            else if (rows == 32)
-                AMX_PRODUCT(2, 1);
-            else if (columns == 32)
-                AMX_PRODUCT(1, 2);
-            else
-                AMX_PRODUCT(1, 1);
-            for (int64_t r = 0; add && r < rows; r++)
-                for (int64_t v = 0; v < columns; v += 16)
-                    v_store(to + r * out_row + v, v_load(to + r * out_row + v) + v_load(product + r * 32 + v));
+/* What is there is added to by vectors: tiles would take denormal numbers in it for 0. */
+#define AMX_STORE(X, Y)                                                                                                        \
+    do {                                                                                                                       \
+        float *c = add ? sum : before.to;                                                                                      \
+        int64_t c_row = add ? 32 : out_row;                                                                                    \
+        _tile_stored(X, c, 4 * c_row);                                                                                         \
+        if (before.two) _tile_stored(Y, c + 16, 4 * c_row);                                                                    \
+        for (int64_t r = 0; add && r < BF16_ROWS; r++)                                                                         \
+            for (int64_t v = 0; v <= 16 * before.two; v += 16) {                                                               \
+                float *at = before.to + r * out_row + v;                                                                       \
+                v_store(at, v_load(at) + v_load(sum + r * 32 + v));                                                            \
+            }                                                                                                                  \
+    } while (0)
+
+/* C = A B, or C += A B, for m x n of C, multiples of 16, in rows of out_row floats, and so many times 32 of k. A block is stored
+ * when the next one's products have begun, in other tiles, so that these need not wait until it is. */
+static void bf16_gemm(int64_t m, int64_t n, int64_t steps, bf16_left x, bf16_right y, float *out, int64_t out_row, int add) {
+    float sum[BF16_ROWS * 32] __attribute__((aligned(64)));
+    amx_block before = {0}, now;
+    int odd = 0;
+    __asm__ volatile("" ::: "memory"); /* compilers are not told what tiles are loaded from */
+    for (int64_t i = 0; i < m; i += BF16_ROWS)
+        for (int64_t j = 0; j < n; j += 32) {
+            now = (amx_block){x.data + i * x.row, y.data + j * 4, out + i * out_row + j, n - j > 16};
+            if (odd) {
+                AMX_PRODUCT(2, 3);
+                AMX_STORE(0, 1);
+            } else {
+                AMX_PRODUCT(0, 1);
+                if (before.to) AMX_STORE(2, 3);
+            }
+            before = now;
+            odd = !odd;
         }
+    if (odd)
+        AMX_STORE(0, 1);
+    else
+        AMX_STORE(2, 3);
 }
 
 #endif

@@ -157,16 +157,17 @@ static const uint16_t *bf16_query_row(const cuflash_cpu_plan *plan, const row_bl
     return (const uint16_t *)(const void *)row_address(plan, block, x, r);
 }
 
-/* s[key][row] += x y over the denormal numbers of keys' x and rows' y. */
+/* s[key][row] += x y over the denormal numbers of keys' x and rows' y; s has rows of s_row numbers. */
 static void bf16_add_scores(const cuflash_cpu_plan *plan, const row_block *block, int64_t first, int64_t count,
-                            const cuflash_operand *keys, const cuflash_operand *rows, int64_t dim, float factor, float *s) {
+                            const cuflash_operand *keys, const cuflash_operand *rows, int64_t dim, float factor, float *s,
+                            int64_t s_row) {
     for (int64_t r = 0; r < block->rows; r++) {
         const uint16_t *y = bf16_query_row(plan, block, rows, r);
         for (int64_t j = 0; j < count; j++) {
             const uint16_t *x = bf16_key_row(block, keys, first + j);
             for (int64_t d = 0; d < dim; d++)
                 if (is_denormal(x[d]) || is_denormal(y[d]))
-                    s[j * BLOCK_M + r] += factor * cuflash_bfloat_to_float(x[d]) * cuflash_bfloat_to_float(y[d]);
+                    s[j * s_row + r] += factor * cuflash_bfloat_to_float(x[d]) * cuflash_bfloat_to_float(y[d]);
         }
     }
 }
@@ -304,7 +305,7 @@ static void bf16_multiply_rows(const cuflash_cpu_plan *plan, const row_block *bl
     bf16_left x = bf16_load_keys(block, keys, first, count, dim, buffer);
     bf16_gemm(cuflash_round_up(count, 16), block->lanes, cuflash_round_up(dim, BF16_K) / BF16_K, x,
               (bf16_right){pairs, BF16_PAIRS}, s, BLOCK_M, 0);
-    if (denormal) bf16_add_scores(plan, block, first, count, keys, rows, dim, factor, s);
+    if (denormal) bf16_add_scores(plan, block, first, count, keys, rows, dim, factor, s, BLOCK_M);
 }
 
 static bf16_left bf16_turned_keys(const char *packed, int64_t first, int64_t dim) {

@@ -5,13 +5,24 @@
 #ifndef CUFLASH_CPU_FEW_H
 #define CUFLASH_CPU_FEW_H
 
+#include <math.h>
+
 #include "cuflash.h"
 #include "vec.h"
 
 enum {
-    FEW = VL / 2, /* rows, of which vectors would be mostly empty */
-    AHEAD = 32    /* keys that memory is asked for before they are read */
+    FEW = VL,  /* rows, at most */
+    AHEAD = 32 /* keys that memory is asked for before they are read */
 };
+
+/* What is subtracted from scores stays until a score is so many exponents of 2 above it: the output need not be scaled as often.
+ * Probabilities are up to 2 to this then, before they are divided by their sum, and what they multiply is to stay finite. */
+static const float MOST_EXPONENT = 1;
+
+/* Are there so few rows? Vectors of them are mostly empty, and keys of 16 bits are not converted to a buffer. */
+static inline int is_few(int64_t rows, cuflash_dtype dtype) {
+    return rows <= (dtype == CUFLASH_FLOAT32 ? FEW / 2 : FEW);
+}
 
 static inline __attribute__((always_inline)) int64_t few_bytes(const cuflash_dtype T) {
     return T == CUFLASH_FLOAT32 ? 4 : 2;
@@ -28,93 +39,154 @@ static inline __attribute__((always_inline)) float few_number(const cuflash_dtyp
     return T == CUFLASH_FLOAT16 ? cuflash_half_to_float(x) : cuflash_bfloat_to_float(x);
 }
 
-/* s[key][row] = K Q of `count` keys; s has rows of s_row numbers, of which a vector is written. */
+/* s[key][R] = K Q of `count` keys, rounded up to whole vectors by others that are -infinity. q is [dim / VL][R][VL]. */
 static inline __attribute__((always_inline)) void score_few(const int R, const cuflash_dtype T, int64_t count, int64_t dim,
-                                                            const char *k, int64_t k_row, const float *q, int64_t pad, float *s,
-                                                            int64_t s_row) {
-    const int K = VL / R < 4 ? VL / R : 4; /* keys at a time */
+                                                            const char *k, int64_t k_row, const float *q, float *s) {
+    const int K = VL / R; /* keys at a time */
     int64_t whole = dim / VL * VL;
     for (int64_t j = 0; j < count; j += K) {
-        const char *key[4];
+        const char *key[VL];
         vf sum[VL]; /* [K][R] */
+#pragma GCC unroll 16
+        for (int i = 0; i < K; i++) key[i] = k + (j + i < count ? j + i : count - 1) * k_row;
+#pragma GCC unroll 16
+        for (int i = 0; i < VL; i++) sum[i] = (vf){0};
+        if (R <= 2) { /* memory is the limit, and wants to be read in order */
+#pragma GCC unroll 16
+            for (int i = 0; i < K; i++)
+                for (int64_t d = 0; d < whole; d += VL) {
+                    if (d * few_bytes(T) % 64 == 0) __builtin_prefetch(key[i] + AHEAD * k_row + d * few_bytes(T));
+                    vf x = few_load(T, key[i], d);
+#pragma GCC unroll 2
+                    for (int r = 0; r < R; r++) sum[i * R + r] = x * v_load(q + d * R + r * VL) + sum[i * R + r];
+                }
+        } else {
+#pragma GCC unroll 4
+            for (int i = 0; i < K; i++)
+                for (int64_t at = 0; at < dim * few_bytes(T); at += 64) __builtin_prefetch(key[i] + AHEAD * k_row + at);
+            for (int64_t d = 0; d < whole; d += VL) {
+                vf x[8];
+#pragma GCC unroll 4
+                for (int i = 0; i < K; i++) x[i] = few_load(T, key[i], d);
+#pragma GCC unroll 16
+                for (int r = 0; r < R; r++) {
+                    vf y = v_load(q + d * R + r * VL);
+#pragma GCC unroll 4
+                    for (int i = 0; i < K; i++) sum[i * R + r] = x[i] * y + sum[i * R + r];
+                }
+            }
+        }
+        v_store(s + j * R, v_sums(sum));
+        for (int64_t d = whole; d < dim; d++)
+            for (int i = 0; i < K; i++)
+                for (int r = 0; r < R; r++) s[(j + i) * R + r] += few_number(T, key[i], d) * q[whole * R + r * VL + d - whole];
+    }
+    for (int64_t i = count * R; i % VL != 0; i++) s[i] = -INFINITY;
+}
+
+#ifdef __AVX512BF16__
+/* The same, of bfloat16, by products of pairs, which take denormal numbers for 0: says whether K has any. q is [dim / 32][R][32]. */
+static inline __attribute__((always_inline)) int score_few_pairs(const int R, int64_t count, int64_t dim, const char *k,
+                                                                 int64_t k_row, const uint16_t *q, float *s) {
+    const int K = VL / R;
+    __m512i least = _mm512_set1_epi16(-1), one = _mm512_set1_epi16(1); /* of twice a number's bits, less 1 */
+    for (int64_t j = 0; j < count; j += K) {
+        const char *key[8];
+        vf sum[VL];
 #pragma GCC unroll 4
         for (int i = 0; i < K; i++) key[i] = k + (j + i < count ? j + i : count - 1) * k_row;
 #pragma GCC unroll 16
-        for (int i = 0; i < K * R; i++) sum[i] = (vf){0};
-        if (R <= 2) { /* memory is the limit, and wants to be read in order */
+        for (int i = 0; i < VL; i++) sum[i] = (vf){0};
+        for (int64_t d = 0; d < dim; d += 32) {
+            __mmask32 inside = dim - d >= 32 ? 0xffffffff : (1u << (dim - d)) - 1;
+            __m512i x[8];
 #pragma GCC unroll 4
-            for (int i = 0; i < K; i++)
-                for (int64_t d = 0; d < whole; d += VL) {
-                    __builtin_prefetch(key[i] + AHEAD * k_row + d * few_bytes(T));
-                    vf x = few_load(T, key[i], d);
-#pragma GCC unroll 2
-                    for (int r = 0; r < R; r++) sum[i * R + r] = x * v_load(q + r * pad + d) + sum[i * R + r];
-                }
-        } else {
-            for (int64_t d = 0; d < whole; d += VL)
+            for (int i = 0; i < K; i++) {
+                __builtin_prefetch(key[i] + AHEAD * k_row + d * 2);
+                x[i] = _mm512_maskz_loadu_epi16(inside, key[i] + d * 2);
+                least = _mm512_min_epu16(least, _mm512_sub_epi16(_mm512_add_epi16(x[i], x[i]), one));
+            }
 #pragma GCC unroll 16
-                for (int r = 0; r < R; r++) {
-                    vf y = v_load(q + r * pad + d);
-#pragma GCC unroll 4
-                    for (int i = 0; i < K; i++) {
-                        if (r == 0) __builtin_prefetch(key[i] + AHEAD * k_row + d * few_bytes(T));
-                        sum[i * R + r] = few_load(T, key[i], d) * y + sum[i * R + r];
-                    }
-                }
-        }
-        float sums[VL / 4 * VL];
-#pragma GCC unroll 4
-        for (int i = 0; i < K * R / 4; i++) v_store(sums + i * VL, v_sums(sum + i * 4));
-        for (int i = 0; i < K && j + i < count; i++) {
-            float *to = s + (j + i) * s_row;
-            v_store(to, (vf){0});
             for (int r = 0; r < R; r++) {
-                float x = sums[(i * R + r) / 4 * VL + (i * R + r) % 4];
-                for (int64_t d = whole; d < dim; d++) x += few_number(T, key[i], d) * q[r * pad + d];
-                to[r] = x;
+                __m512bh y = (__m512bh)_mm512_loadu_si512(q + d * R + r * 32);
+#pragma GCC unroll 4
+                for (int i = 0; i < K; i++) {
+                    vf *to = sum + i * R + r;
+                    *to = (vf)_mm512_dpbf16_ps((__m512)*to, (__m512bh)x[i], y);
+                }
             }
         }
+        v_store(s + j * R, v_sums(sum));
     }
+    for (int64_t i = count * R; i % VL != 0; i++) s[i] = -INFINITY;
+    return _mm512_cmplt_epu16_mask(least, _mm512_set1_epi16(2 * 0x80 - 1)) != 0;
+}
+#endif
+
+/* As softmax_lanes: max and sum, of row l % R in lane l, are brought up to date, and s become probabilities. `shrink` is what an
+ * output so far is to be multiplied by. */
+static inline __attribute__((always_inline)) vf softmax_few(const int R, int64_t count, float c, float *s, float *max,
+                                                            float *sum) {
+    vf before = v_load(max), m = before, total = {0};
+    for (int64_t i = 0; i < count * R; i += VL) m = v_max(v_load(s + i), m);
+#pragma GCC unroll 4
+    for (int n = R; n < VL; n *= 2) m = v_max(v_swap(m, n), m);
+    m = v_select((m - before) * c > MOST_EXPONENT, m, before); /* from -inf, too */
+    vf base = v_select(m == -INFINITY, (vf){0}, m);            /* nothing seen yet */
+    for (int64_t i = 0; i < count * R; i += VL) {
+        vf probability = v_exp2((v_load(s + i) - base) * c);
+        v_store(s + i, probability);
+        total = total + probability;
+    }
+#pragma GCC unroll 4
+    for (int n = R; n < VL; n *= 2) total = total + v_swap(total, n);
+    vf shrink = v_exp2((before - base) * c);
+    v_store(sum, v_load(sum) * shrink + total);
+    v_store(max, m);
+    return shrink;
 }
 
-/* C vectors of out[row] += P V of `count` keys. */
+/* C vectors of out[row] += P V of `count` keys. `ahead`: bytes that memory is asked for, of a key AHEAD of each. */
 static inline __attribute__((always_inline)) void add_few_vectors(const int R, const int C, const cuflash_dtype T,
                                                                   int64_t count, const char *v, int64_t v_row, const float *p,
-                                                                  int64_t p_row, float *out, int64_t pad) {
+                                                                  float *out, int64_t pad, int64_t ahead) {
     vf sum[FEW][8];
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int i = 0; i < C; i++) sum[r][i] = v_load(out + r * pad + i * VL);
-    for (int64_t j = 0; j < count; j++)
+    for (int64_t j = 0; j < count; j++) {
+        for (int64_t at = 0; at < ahead; at += 64) __builtin_prefetch(v + (j + AHEAD) * v_row + at);
 #pragma GCC unroll 8
         for (int i = 0; i < C; i++) {
             vf x = few_load(T, v + j * v_row, i * VL);
-            __builtin_prefetch(v + (j + AHEAD) * v_row + i * VL * few_bytes(T));
 #pragma GCC unroll 16
-            for (int r = 0; r < R; r++) sum[r][i] = v_set(p[j * p_row + r]) * x + sum[r][i];
+            for (int r = 0; r < R; r++) sum[r][i] = v_set(p[j * R + r]) * x + sum[r][i];
         }
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int i = 0; i < C; i++) v_store(out + r * pad + i * VL, sum[r][i]);
 }
 
-/* out[row] += P V of `count` keys; p has rows of p_row numbers. */
+/* out[row] += P V of `count` keys. */
 static inline __attribute__((always_inline)) void add_few(const int R, const cuflash_dtype T, int64_t count, int64_t dim,
-                                                          const char *v, int64_t v_row, const float *p, int64_t p_row,
-                                                          float *out, int64_t pad) {
+                                                          const char *v, int64_t v_row, const float *p, float *out,
+                                                          int64_t pad) {
     const int MOST = VL == 16 ? 16 : 8, C = MOST / R < 8 ? MOST / R : 8; /* vectors of d at a time: what registers hold */
     int64_t d = 0;
-    for (; d + C * VL <= dim; d += C * VL) add_few_vectors(R, C, T, count, v + d * few_bytes(T), v_row, p, p_row, out + d, pad);
+#define VECTORS(C)                                                                                                             \
+    add_few_vectors(R, C, T, count, v + d * few_bytes(T), v_row, p, out + d, pad, d == 0 ? dim * few_bytes(T) : 0)
+    for (; d + C * VL <= dim; d += C * VL) VECTORS(C);
     if (C > 4)
-        for (; d + 4 * VL <= dim; d += 4 * VL)
-            add_few_vectors(R, 4, T, count, v + d * few_bytes(T), v_row, p, p_row, out + d, pad);
-    for (; d + VL <= dim; d += VL) add_few_vectors(R, 1, T, count, v + d * few_bytes(T), v_row, p, p_row, out + d, pad);
+        for (; d + 4 * VL <= dim; d += 4 * VL) VECTORS(4);
+    for (; d + VL <= dim; d += VL) VECTORS(1);
+#undef VECTORS
     for (int64_t j = 0; j < count; j++)
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++)
-            for (int64_t e = d; e < dim; e++) out[r * pad + e] += p[j * p_row + r] * few_number(T, v + j * v_row, e);
+            for (int64_t e = d; e < dim; e++) out[r * pad + e] += p[j * R + r] * few_number(T, v + j * v_row, e);
 }
 
 #endif

@@ -33,78 +33,111 @@ static void attend(const cuflash_problem *p, const row_block *block, const scrat
 
 /* ---- Few rows ----------------------------------------------------------------------------------- */
 
-#define FEW_ROWS(function, dtype, ...)                                                                                         \
-    do {                                                                                                                       \
-        if (block->rows == 1)                                                                                                  \
-            function(1, dtype, __VA_ARGS__);                                                                                   \
-        else if (block->rows == 2)                                                                                             \
-            function(2, dtype, __VA_ARGS__);                                                                                   \
-        else if (block->rows <= 4 && FEW > 4)                                                                                  \
-            function(4, dtype, __VA_ARGS__);                                                                                   \
-        else                                                                                                                   \
-            function(FEW, dtype, __VA_ARGS__);                                                                                 \
-    } while (0)
-#define FEW_KINDS(function, ...)                                                                                               \
-    switch (p->k.dtype) {                                                                                                      \
-    case CUFLASH_FLOAT16: FEW_ROWS(function, CUFLASH_FLOAT16, __VA_ARGS__); break;                                             \
-    case CUFLASH_BFLOAT16: FEW_ROWS(function, CUFLASH_BFLOAT16, __VA_ARGS__); break;                                           \
-    default: FEW_ROWS(function, CUFLASH_FLOAT32, __VA_ARGS__);                                                                 \
-    }
-
-static void score_rows(const cuflash_problem *p, const row_block *block, int64_t first, int64_t count, int64_t pad,
-                       const scratch *w) {
-    const char *k = cuflash_row(&p->k, block->batch, block->head_kv, first);
-    int64_t step = p->k.seq * (int64_t)cuflash_dtype_size(p->k.dtype);
-    FEW_KINDS(score_few, count, p->head_dim, k, step, w->few_q, pad, w->s, BLOCK_M)
-}
-
-static void add_rows(const cuflash_problem *p, const row_block *block, int64_t first, int64_t count, int64_t pad,
-                     const scratch *w) {
-    const char *v = cuflash_row(&p->v, block->batch, block->head_kv, first);
-    int64_t step = p->v.seq * (int64_t)cuflash_dtype_size(p->v.dtype);
-    FEW_KINDS(add_few, count, p->head_dim_v, v, step, w->s, BLOCK_M, w->few_o, pad)
-}
-
 /* As visible_to_lanes, in add_few's order: what is hidden must not change a bit. */
-static void add_visible_rows(const row_block *block, int64_t first, int64_t count, float_rows v, int64_t dim, int64_t pad,
-                             const scratch *w) {
+static void add_visible_rows(const row_block *block, int R, int64_t first, int64_t count, float_rows v, int64_t dim,
+                             int64_t pad, const scratch *w) {
     for (int64_t r = 0; r < block->rows; r++)
         for (int64_t j = 0; j < count && first + j < block->limit[r]; j++)
-            for (int64_t d = 0; d < dim; d++) w->few_o[r * pad + d] += w->s[j * BLOCK_M + r] * v.data[j * v.stride + d];
+            for (int64_t d = 0; d < dim; d++) w->few_o[r * pad + d] += w->s[j * R + r] * v.data[j * v.stride + d];
 }
 
-/* As attend(), of a block of at most FEW rows. */
-static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
-                       int64_t begin, int64_t end, unsigned ticket) {
-    float c = exponent_scale(p), factor = query_factor(p);
-    load_rows(plan, block, &p->q, p->head_dim, plan->pad_d, w->few_q);
-    for (int64_t i = 0; i < block->rows * plan->pad_d; i++) w->few_q[i] *= factor;
-    memset(w->few_q + block->rows * plan->pad_d, 0, (size_t)((FEW - block->rows) * plan->pad_d) * sizeof(float));
-    memset(w->few_o, 0, (size_t)(FEW * plan->pad_dv) * sizeof(float));
-    forget(block, w);
-    if (end > block->keys) end = block->keys;
-    for (int64_t first = begin; first < end; first += BLOCK_N) {
-        if (cuflash_interrupted(ticket)) return;
-        int64_t count = tile_size(block, first);
-        score_rows(p, block, first, count, plan->pad_d, w);
-        if (first + count > block->shared) mask_tile(block, first, count, -INFINITY, w->s);
-        float before[FEW];
-        memcpy(before, w->max, sizeof before);
-        softmax_tile(block->lanes, w->s, count, c, w->max, w->sum, w->o_lanes, 0);
-        for (int64_t r = 0; r < block->rows; r++) {
-            if (before[r] == w->max[r] || before[r] == -INFINITY) continue;
-            float shrink = exp2f((before[r] - w->max[r]) * c);
-            for (int64_t d = 0; d < p->head_dim_v; d++) w->few_o[r * plan->pad_dv + d] *= shrink;
+/* The block's rows of q for score_few, those that there are none of 0; says whether there are denormal numbers. */
+static int load_few(int R, cuflash_dtype T, const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block,
+                    const scratch *w) {
+    float row[WIDEST];
+    int denormal = 0;
+    memset(w->few_q, 0, (size_t)(R * plan->pad_d) * sizeof *w->few_q);
+    if (T == CUFLASH_BFLOAT16) memset(w->few_pairs, 0, (size_t)(R * cuflash_round_up(p->head_dim, 32)) * sizeof *w->few_pairs);
+    for (int64_t r = 0; r < block->rows; r++) {
+        load_row(T, row_address(plan, block, &p->q, r), p->head_dim, row);
+        for (int64_t d = 0; d < p->head_dim; d++) {
+            float x = row[d] * query_factor(p);
+            w->few_q[(d / VL * R + r) * VL + d % VL] = x;
+            if (T == CUFLASH_BFLOAT16) w->few_pairs[(d / 32 * R + r) * 32 + d % 32] = cuflash_float_to_bfloat(x);
+            denormal |= fpclassify(x) == FP_SUBNORMAL;
         }
-        if (first + count > block->shared) {
+    }
+    return denormal;
+}
+
+/* s[key][R] of a tile. */
+static inline __attribute__((always_inline)) void score_few_tile(const int R, const cuflash_dtype T,
+                                                                 const cuflash_cpu_plan *plan, const cuflash_problem *p,
+                                                                 const row_block *block, int64_t first, int64_t count,
+                                                                 int denormal_q, const scratch *w) {
+    const char *k = cuflash_row(&p->k, block->batch, block->head_kv, first);
+    int64_t k_row = p->k.seq * few_bytes(T);
+#ifdef __AVX512BF16__
+    if (T == CUFLASH_BFLOAT16 && R > 2) {
+        int denormal_k = score_few_pairs(R, count, p->head_dim, k, k_row, w->few_pairs, w->s);
+        if (denormal_q || denormal_k)
+            bf16_add_scores(plan, block, first, count, &p->k, &p->q, p->head_dim, query_factor(p), w->s, R);
+        return;
+    }
+#else
+    (void)plan, (void)denormal_q;
+#endif
+    score_few(R, T, count, p->head_dim, k, k_row, w->few_q, w->s);
+}
+
+/* As attend(), of a block of at most R rows of T, both constants. */
+static inline __attribute__((always_inline)) void attend_few_rows(const int R, const cuflash_dtype T,
+                                                                  const cuflash_cpu_plan *plan, const cuflash_problem *p,
+                                                                  const row_block *block, const scratch *w, int64_t begin,
+                                                                  int64_t end, unsigned ticket) {
+    float c = exponent_scale(p);
+    int64_t v_row = p->v.seq * few_bytes(T), pad = plan->pad_dv;
+    int denormal = load_few(R, T, plan, p, block, w);
+    for (int64_t first = begin; first < end && !cuflash_interrupted(ticket); first += BLOCK_N) {
+        int64_t count = tile_size(block, first);
+        int masked = first + count > block->shared;
+        score_few_tile(R, T, plan, p, block, first, count, denormal, w);
+        for (int64_t r = 0; masked && r < block->rows; r++)
+            for (int64_t j = 0; j < count; j++)
+                if (first + j >= block->limit[r]) w->s[j * R + r] = -INFINITY;
+        vf shrink = softmax_few(R, count, c, w->s, w->max, w->sum);
+        for (int r = 0; r < R; r++)
+            for (int64_t d = 0; shrink[r] != 1 && d < pad; d += VL)
+                v_store(w->few_o + r * pad + d, v_load(w->few_o + r * pad + d) * shrink[r]);
+        if (masked) {
             float_rows v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
             if (!all_finite(v, count, p->head_dim_v)) {
-                add_visible_rows(block, first, count, v, p->head_dim_v, plan->pad_dv, w);
+                add_visible_rows(block, R, first, count, v, p->head_dim_v, pad, w);
                 continue;
             }
         }
-        add_rows(p, block, first, count, plan->pad_dv, w);
+        const char *v = cuflash_row(&p->v, block->batch, block->head_kv, first);
+        add_few(R, T, count, p->head_dim_v, v, v_row, w->s, w->few_o, pad);
     }
+}
+
+/* For each number of rows and each dtype. */
+typedef void few_function(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
+                          int64_t begin, int64_t end, unsigned ticket);
+#define FEW_FUNCTION(R, T)                                                                                                     \
+    static void attend_##R##_##T(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block,               \
+                                 const scratch *w, int64_t begin, int64_t end, unsigned ticket) {                              \
+        if (R <= FEW) attend_few_rows(R, CUFLASH_##T, plan, p, block, w, begin, end, ticket);                                  \
+    }
+#define FEW_FUNCTIONS(R) FEW_FUNCTION(R, FLOAT32) FEW_FUNCTION(R, FLOAT16) FEW_FUNCTION(R, BFLOAT16)
+FEW_FUNCTIONS(1)
+FEW_FUNCTIONS(2)
+FEW_FUNCTIONS(4)
+FEW_FUNCTIONS(8)
+FEW_FUNCTIONS(16)
+#define FEW_KINDS(R)                                                                                                           \
+    [CUFLASH_FLOAT32] = attend_##R##_FLOAT32, [CUFLASH_FLOAT16] = attend_##R##_FLOAT16,                                        \
+    [CUFLASH_BFLOAT16] = attend_##R##_BFLOAT16
+static few_function *const few_kinds[5][3] = {{FEW_KINDS(1)}, {FEW_KINDS(2)}, {FEW_KINDS(4)}, {FEW_KINDS(8)}, {FEW_KINDS(16)}};
+
+/* As attend(), of a block that is_few. */
+static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
+                       int64_t begin, int64_t end, unsigned ticket) {
+    memset(w->few_o, 0, (size_t)(FEW * plan->pad_dv) * sizeof(float));
+    forget(block, w);
+    if (end > block->keys) end = block->keys;
+    int kind = block->rows <= 2 ? (int)block->rows - 1 : block->rows <= 4 ? 2 : block->rows <= 8 ? 3 : 4;
+    few_kinds[kind][p->k.dtype](plan, p, block, w, begin, end, ticket);
     for (int64_t r = 0; r < block->rows; r++)
         for (int64_t d = 0; d < p->head_dim_v; d++) w->o_lanes[d * BLOCK_M + r] = w->few_o[r * plan->pad_dv + d];
 }
@@ -129,7 +162,7 @@ static void attend_forward(const cuflash_cpu_work *work, const row_block *block,
 #else
     (void)more;
 #endif
-    if (block->rows <= FEW) {
+    if (is_few(block->rows, p->k.dtype)) {
         attend_few(plan, p, block, w, begin, end, work->ticket);
         return;
     }

@@ -11,17 +11,14 @@
 
 static const float LOG2E = 1.44269504f;
 
-/* What is subtracted from scores stays until a score is so many exponents of 2 above it: the output need not be scaled as often.
- * Probabilities are up to 2 to this then, before they are divided by their sum, and what they multiply is to stay finite. */
-static const float MOST_EXPONENT = 1;
-
 /* What a thread works in. */
 typedef struct {
     float *q_lanes, *o_lanes;    /* [dim][BLOCK_M] */
     float *s;                    /* [BLOCK_N][BLOCK_M]: scores, then probabilities */
     float *k_buffer, *v_buffer;  /* [BLOCK_N][dim] */
     float *max, *sum;            /* [BLOCK_M]: the largest score so far, or little below it; the sum of 2^((s - max) c) */
-    float *few_q, *few_o;        /* forward: [FEW][pad] */
+    float *few_q, *few_o;        /* forward: [pad / VL][FEW][VL], [FEW][pad] */
+    uint16_t *few_pairs;         /* forward: few_q in bfloat16, [dim / 32][FEW][32] */
     float *d_o_lanes, *dq_lanes; /* backward: [dim][BLOCK_M] */
     float *q_rows, *d_o_rows;    /* backward: [BLOCK_M][pad] */
     float *ds;                   /* backward: [BLOCK_N][BLOCK_M] */
@@ -36,7 +33,7 @@ static int64_t dq_block_floats(const cuflash_problem *p) {
 /* Lays the scratch out from base; returns how many floats it takes. */
 static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, float *base, scratch *w) {
     int64_t used = 0;
-#define TAKE(name, count) w->name = base + used, used += ((count) + 15) / 16 * 16
+#define TAKE(name, count) w->name = (void *)(base + used), used += ((count) + 15) / 16 * 16
     TAKE(q_lanes, p->head_dim * BLOCK_M);
     TAKE(o_lanes, cuflash_round_up(p->head_dim_v, 16) * BLOCK_M);
     TAKE(s, BLOCK_N * BLOCK_M);
@@ -47,6 +44,7 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
         TAKE(max, BLOCK_M);
         TAKE(few_q, FEW * plan->pad_d);
         TAKE(few_o, FEW * plan->pad_dv);
+        TAKE(few_pairs, FEW * cuflash_round_up(p->head_dim, 32) / 2);
         return used;
     }
     TAKE(d_o_lanes, p->head_dim_v * BLOCK_M);

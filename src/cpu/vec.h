@@ -88,15 +88,18 @@ static inline __attribute__((always_inline)) vf v_swap(vf x, const int n) {
 
 /* Sums of pairs of lanes that are n apart: of x where l & n is 0, of y elsewhere; n is a constant. */
 static inline __attribute__((always_inline)) vf v_add_pairs(vf x, vf y, const int n) {
-    vi second = (V_LANES & n) != 0;
-    return v_select(second, y, x) + v_swap(v_select(second, x, y), n);
+    vi of_y = ((V_LANES & n) != 0) & VL;
+    return v_pick(x, y, V_LANES + of_y) + v_pick(x, y, (V_LANES ^ n) + of_y);
 }
 
-/* The sums of the lanes of four vectors: lane l is that of x[l % 4]. */
+/* The sums of the lanes of VL vectors: lane l is that of x[l]. */
+static inline __attribute__((always_inline)) vf v_sums_4(const vf *x) {
+    return v_add_pairs(v_add_pairs(x[0], x[1], 1), v_add_pairs(x[2], x[3], 1), 2);
+}
 static inline __attribute__((always_inline)) vf v_sums(const vf *x) {
-    vf sums = v_add_pairs(v_add_pairs(x[0], x[1], 1), v_add_pairs(x[2], x[3], 1), 2);
-#pragma GCC unroll 4
-    for (int n = 4; n < VL; n *= 2) sums = sums + v_swap(sums, n);
+    vf sums = v_sums_4(x);
+    if (VL > 4) sums = v_add_pairs(sums, v_sums_4(x + 4 % VL), 4 % VL);
+    if (VL > 8) sums = v_add_pairs(sums, v_add_pairs(v_sums_4(x + 8 % VL), v_sums_4(x + 12 % VL), 4 % VL), 8 % VL);
     return sums;
 }
 

@@ -1,47 +1,93 @@
 #include "parallel.h"
 
-#include <omp.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
-
-/* The thread sanitizer does not see OpenMP's fork and join; these tell it. Only the function with the parallel
- * region needs to be left out: what fn does is checked. */
-#if defined(__SANITIZE_THREAD__)
-void __tsan_acquire(void *address);
-void __tsan_release(void *address);
-#define NOT_CHECKED __attribute__((no_sanitize("thread")))
-#else
-#define __tsan_acquire(address) ((void)(address))
-#define __tsan_release(address) ((void)(address))
-#define NOT_CHECKED
+#include <stdlib.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/syscall.h>
 #endif
 
-/* OpenMP's threads do not survive fork. A child whose parent had them would wait for them forever: it works alone. */
-static atomic_bool started, forked;
+/* A call does its work itself, and threads of a pool help it. Nobody waits for a thread that has not come: one that slept may need
+ * milliseconds to wake where cores are shared. A thread that has nothing to do looks for work for a while, and then sleeps. Why it is
+ * not OpenMP: docs/kernels/cpu.md. */
 
-static void in_child(void) {
-    atomic_store(&forked, atomic_load(&started));
+/* A stage under way. */
+typedef struct {
+    const cuflash_stage *stage;
+    atomic_llong next, done;
+} progress;
+
+/* What helpers come to. It is the caller's, who waits until those who came have left. */
+typedef struct job {
+    struct job *other;
+    progress stages[CUFLASH_MOST_STAGES];
+    int count;
+    int wanted, came, present; /* helpers; guarded by the pool's mutex */
+    pthread_mutex_t mutex;
+    pthread_cond_t progressed; /* a stage is done */
+} job;
+
+/* A thread that sleeps. */
+typedef struct helper {
+    struct helper *other;
+    pthread_cond_t called;
+    bool awake;
+    pid_t id;
+    int avoided; /* the core it may not be on, -1: none */
+} helper;
+
+static struct {
+    pthread_mutex_t mutex;
+    pthread_cond_t left; /* a job has no helper left */
+    job *jobs;
+    helper *sleeping;
+    int threads;
+    atomic_uint posted; /* jobs so far: what a thread looks at before it sleeps */
+} pool = {.mutex = PTHREAD_MUTEX_INITIALIZER, .left = PTHREAD_COND_INITIALIZER};
+
+/* 50 us and more. */
+enum { LOOKS = 4000 };
+
+static void pause_a_little(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
 }
 
-__attribute__((constructor)) static void watch_for_forks(void) {
-    pthread_atfork(NULL, NULL, in_child);
+/* ---- How many threads --------------------------------------------------------------------------- */
+
+static int processors(void) {
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online < 1 ? 1 : (int)online;
 }
 
-static atomic_int chosen_threads; /* 0: what OpenMP says */
-
-/* OpenMP ends the process when it cannot start a thread, so no more are asked for than any use could want. */
+/* No more are started than any use could want. */
 static int most_threads(void) {
-    int most = 4 * omp_get_num_procs(), limit = omp_get_thread_limit();
-    if (most < 64) most = 64;
-    return most < limit ? most : limit;
+    int most = 4 * processors();
+    return most < 64 ? 64 : most;
 }
+
+static int first_threads(void) {
+    const char *text = getenv("OMP_NUM_THREADS");
+    long threads = text ? strtol(text, NULL, 10) : 0; /* the first of a list */
+    return threads < 1 ? processors() : threads < most_threads() ? (int)threads : most_threads();
+}
+
+static atomic_int chosen_threads; /* 0: not yet */
 
 int cuflash_get_num_threads(void) {
-    if (atomic_load(&forked)) return 1;
-    int threads = atomic_load(&chosen_threads), most = most_threads();
-    if (threads == 0) threads = omp_get_max_threads();
-    return threads < most ? threads : most;
+    int threads = atomic_load(&chosen_threads);
+    if (threads > 0) return threads;
+    int none = 0;
+    threads = first_threads();
+    return atomic_compare_exchange_strong(&chosen_threads, &none, threads) ? threads : none;
 }
 
 cuflash_status cuflash_set_num_threads(int threads) {
@@ -52,63 +98,167 @@ cuflash_status cuflash_set_num_threads(int threads) {
     return CUFLASH_SUCCESS;
 }
 
-/* A stage under way. */
-typedef struct {
-    const cuflash_stage *stage;
-    atomic_llong next, done;
-    pthread_mutex_t mutex;
-    pthread_cond_t all_done;
-} share;
+/* ---- Stages ------------------------------------------------------------------------------------- */
 
-static void finish_units(share *work, int64_t units) {
-    if (atomic_fetch_add_explicit(&work->done, units, memory_order_acq_rel) + units < work->stage->count) return;
-    pthread_mutex_lock(&work->mutex);
-    pthread_cond_broadcast(&work->all_done);
-    pthread_mutex_unlock(&work->mutex);
+static bool is_done(progress *p) {
+    return atomic_load_explicit(&p->done, memory_order_acquire) >= p->stage->count;
 }
 
-static bool is_done(share *work) {
-    return atomic_load_explicit(&work->done, memory_order_acquire) >= work->stage->count;
-}
-
-static void take_units(share *work, int thread) {
-    const cuflash_stage *s = work->stage;
+static void take_units(job *j, progress *p, int thread) {
+    const cuflash_stage *s = p->stage;
     for (;;) {
-        int64_t begin = atomic_fetch_add_explicit(&work->next, s->grain, memory_order_relaxed);
+        int64_t begin = atomic_fetch_add_explicit(&p->next, s->grain, memory_order_relaxed);
         if (begin >= s->count) return;
         int64_t end = s->count - begin < s->grain ? s->count : begin + s->grain;
         s->fn(s->context, begin, end, thread);
-        finish_units(work, end - begin);
+        if (atomic_fetch_add_explicit(&p->done, end - begin, memory_order_acq_rel) + end - begin < s->count) continue;
+        pthread_mutex_lock(&j->mutex);
+        pthread_cond_broadcast(&j->progressed);
+        pthread_mutex_unlock(&j->mutex);
     }
 }
 
-/* Others work on the last units, which takes about as long as one. Looks for 50 us and more, lets other threads run for some
+/* Others work on the last units, which takes about as long as one. Looks for a while, lets other threads run for some
  * milliseconds, and then sleeps. */
-static void wait_for(share *work) {
-    enum { LOOKS = 2000, YIELDS = 10000 };
+static void wait_for(job *j, progress *p) {
+    enum { YIELDS = 10000 };
     for (int i = 0; i < LOOKS + YIELDS; i++) {
-        if (is_done(work)) return;
-        if (i >= LOOKS) sched_yield();
-#if defined(__x86_64__)
+        if (is_done(p)) return;
+        if (i < LOOKS)
+            pause_a_little();
         else
-            __builtin_ia32_pause();
-#endif
+            sched_yield();
     }
-    pthread_mutex_lock(&work->mutex);
-    while (!is_done(work)) pthread_cond_wait(&work->all_done, &work->mutex);
-    pthread_mutex_unlock(&work->mutex);
+    pthread_mutex_lock(&j->mutex);
+    while (!is_done(p)) pthread_cond_wait(&j->progressed, &j->mutex);
+    pthread_mutex_unlock(&j->mutex);
 }
 
-/* One team of threads for all stages. Who comes late, as threads do that have slept, finds units taken and done, and nobody has
- * waited for it but in the end. */
-NOT_CHECKED void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count) {
-    share shares[CUFLASH_MOST_STAGES];
+static void do_stages(job *j, int thread) {
+    for (int i = 0; i < j->count; i++) {
+        take_units(j, &j->stages[i], thread);
+        if (thread == 0 || i + 1 < j->count) wait_for(j, &j->stages[i]);
+    }
+}
+
+/* ---- The pool ----------------------------------------------------------------------------------- */
+
+/* Are there units that nobody has taken? */
+static bool needs_help(job *j) {
+    for (int i = 0; j->wanted > 0 && i < j->count; i++)
+        if (atomic_load_explicit(&j->stages[i].next, memory_order_relaxed) < j->stages[i].stage->count) return true;
+    return false;
+}
+
+/* With the pool's mutex. */
+static job *find_job(void) {
+    job *j = pool.jobs;
+    while (j && !needs_help(j)) j = j->other;
+    return j;
+}
+
+static pid_t own_id(void) {
+#ifdef __linux__
+    return (pid_t)syscall(SYS_gettid);
+#else
+    return 0;
+#endif
+}
+
+/* Of the thread that calls. Left alone, Linux puts a thread that wakes on the caller's core where the one it slept on is idle in a
+ * virtual machine, as it takes that for one the host has given to others. There it waits for the caller, for milliseconds. */
+static void avoid_own_core(helper *h) {
+#ifdef __linux__
+    cpu_set_t set;
+    int core = sched_getcpu();
+    if (core < 0 || core == h->avoided || sched_getaffinity(0, sizeof set, &set) != 0 || CPU_COUNT(&set) < 2) return;
+    CPU_CLR(core, &set);
+    if (sched_setaffinity(h->id, sizeof set, &set) == 0) h->avoided = core;
+#else
+    (void)h;
+#endif
+}
+
+static void wait_for_job(helper *h) {
+    unsigned seen = atomic_load(&pool.posted);
+    pthread_mutex_unlock(&pool.mutex);
+    for (int i = 0; i < LOOKS && atomic_load_explicit(&pool.posted, memory_order_relaxed) == seen; i++) pause_a_little();
+    pthread_mutex_lock(&pool.mutex);
+    if (atomic_load(&pool.posted) != seen) return;
+    h->awake = false;
+    h->other = pool.sleeping;
+    pool.sleeping = h;
+    while (!h->awake) pthread_cond_wait(&h->called, &pool.mutex);
+}
+
+static void *help(void *unused) {
+    helper h = {.called = PTHREAD_COND_INITIALIZER, .id = own_id(), .avoided = -1};
+    pthread_mutex_lock(&pool.mutex);
+    for (;;) {
+        job *j = find_job();
+        if (!j) {
+            wait_for_job(&h);
+            continue;
+        }
+        int thread = ++j->came;
+        j->wanted--, j->present++;
+        pthread_mutex_unlock(&pool.mutex);
+        do_stages(j, thread);
+        pthread_mutex_lock(&pool.mutex);
+        if (--j->present == 0) pthread_cond_broadcast(&pool.left);
+    }
+    return unused;
+}
+
+/* With the pool's mutex; there are fewer where the system has no more. Signals are for the program's own threads. */
+static void start_threads(int count) {
+    sigset_t all, before;
+    sigfillset(&all);
+    while (pool.threads < count) {
+        pthread_t thread;
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        int failed = pthread_create(&thread, NULL, help, NULL);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        if (failed) return;
+        pthread_detach(thread);
+        pool.threads++;
+    }
+}
+
+static void post(job *j) {
+    pthread_mutex_lock(&pool.mutex);
+    start_threads(j->wanted);
+    j->other = pool.jobs;
+    pool.jobs = j;
+    atomic_fetch_add(&pool.posted, 1);
+    for (int i = 0; i < j->wanted && pool.sleeping; i++) {
+        helper *h = pool.sleeping;
+        pool.sleeping = h->other;
+        avoid_own_core(h);
+        h->awake = true;
+        pthread_cond_signal(&h->called);
+    }
+    pthread_mutex_unlock(&pool.mutex);
+}
+
+/* All units are done; who comes now comes too late. */
+static void withdraw(job *j) {
+    pthread_mutex_lock(&pool.mutex);
+    job **at = &pool.jobs;
+    while (*at != j) at = &(*at)->other;
+    *at = j->other;
+    while (j->present > 0) pthread_cond_wait(&pool.left, &pool.mutex);
+    pthread_mutex_unlock(&pool.mutex);
+}
+
+void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count) {
+    job j = {.count = count, .mutex = PTHREAD_MUTEX_INITIALIZER, .progressed = PTHREAD_COND_INITIALIZER};
     int64_t most = 0;
     for (int i = 0; i < count; i++) {
         const cuflash_stage *s = &stages[i];
         int64_t chunks = s->count / s->grain + (s->count % s->grain != 0);
         if (chunks > most) most = chunks;
-        shares[i] = (share){.stage = s, .mutex = PTHREAD_MUTEX_INITIALIZER, .all_done = PTHREAD_COND_INITIALIZER};
+        j.stages[i].stage = s;
     }
     if (threads > most) threads = (int)most;
     if (threads <= 1) {
@@ -116,20 +266,33 @@ NOT_CHECKED void cuflash_parallel_stages(int threads, const cuflash_stage *stage
             if (stages[i].count > 0) stages[i].fn(stages[i].context, 0, stages[i].count, 0);
         return;
     }
-    atomic_store(&started, true);
-    __tsan_release(shares);
-#pragma omp parallel num_threads(threads)
-    {
-        __tsan_acquire(shares);
-        for (int i = 0; i < count; i++) {
-            take_units(&shares[i], omp_get_thread_num());
-            if (i + 1 < count) wait_for(&shares[i]);
-        }
-        __tsan_release(shares);
-    }
-    __tsan_acquire(shares);
+    j.wanted = threads - 1;
+    post(&j);
+    do_stages(&j, 0);
+    withdraw(&j);
 }
 
 void cuflash_parallel_for(int threads, int64_t count, int64_t grain, cuflash_range_fn fn, void *context) {
     cuflash_parallel_stages(threads, &(cuflash_stage){count, grain < 1 ? 1 : grain, fn, context}, 1);
+}
+
+/* ---- Fork --------------------------------------------------------------------------------------- */
+
+/* A child has none of its parent's threads, and starts its own. */
+static void before_fork(void) {
+    pthread_mutex_lock(&pool.mutex);
+}
+static void in_parent(void) {
+    pthread_mutex_unlock(&pool.mutex);
+}
+static void in_child(void) {
+    pthread_mutex_init(&pool.mutex, NULL);
+    pthread_cond_init(&pool.left, NULL);
+    pool.jobs = NULL;
+    pool.sleeping = NULL;
+    pool.threads = 0;
+}
+
+__attribute__((constructor)) static void watch_for_forks(void) {
+    pthread_atfork(before_fork, in_parent, in_child);
 }

@@ -1,4 +1,4 @@
-/* Work shared out over threads. The only place that knows OpenMP. */
+/* Work shared out over threads. */
 #ifndef CUFLASH_PARALLEL_H
 #define CUFLASH_PARALLEL_H
 

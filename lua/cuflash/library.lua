@@ -38,16 +38,7 @@ local function candidates()
   return list
 end
 
--- Threads that wait spin for a while before they sleep. GCC's OpenMP makes that milliseconds, in which a thread that
--- waits keeps the core from one that works wherever cores are shared. It reads this when it is loaded, so it has to be now.
-local function spin_less()
-  if os.getenv "OMP_WAIT_POLICY" or os.getenv "GOMP_SPINCOUNT" then return end
-  ffi.cdef 'int cuflash_lua_setenv(const char *name, const char *value, int overwrite) __asm__("setenv");'
-  pcall(function() ffi.C.cuflash_lua_setenv("GOMP_SPINCOUNT", "1000", 0) end)
-end
-
 local function open()
-  spin_less()
   local tried = {}
   for _, candidate in ipairs(candidates()) do
     local path, needs_file = candidate[1], candidate[2]

@@ -25,12 +25,13 @@ typedef struct job {
     struct job *other;
     progress stages[CUFLASH_MOST_STAGES];
     int count;
-    int wanted, came, present; /* helpers; guarded by the pool's mutex */
+    int wanted, came; /* helpers; guarded by the pool's mutex, which `present` is written with, too */
+    atomic_int present;
     pthread_mutex_t mutex;
     pthread_cond_t progressed; /* a stage is done */
 } job;
 
-/* A thread that sleeps. */
+/* A thread of the pool; `other` is for those that sleep. */
 typedef struct helper {
     struct helper *other;
     pthread_cond_t called;
@@ -48,7 +49,7 @@ static struct {
     atomic_uint posted; /* jobs so far: what a thread looks at before it sleeps */
 } pool = {.mutex = PTHREAD_MUTEX_INITIALIZER, .left = PTHREAD_COND_INITIALIZER};
 
-/* 50 us and more. */
+/* 50 us and more on x86-64. */
 enum { LOOKS = 4000 };
 
 static void pause_a_little(void) {
@@ -165,7 +166,7 @@ static pid_t own_id(void) {
 #endif
 }
 
-/* Of the thread that calls. Left alone, Linux puts a thread that wakes on the caller's core where the one it slept on is idle in a
+/* Keeps a thread off the core of the one that calls. Left alone, Linux puts a thread that wakes on the caller's core where the one it slept on is idle in a
  * virtual machine, as it takes that for one the host has given to others. There it waits for the caller, for milliseconds. */
 static void avoid_own_core(helper *h) {
 #ifdef __linux__
@@ -201,19 +202,22 @@ static void *help(void *unused) {
             continue;
         }
         int thread = ++j->came;
-        j->wanted--, j->present++;
+        j->wanted--, atomic_fetch_add(&j->present, 1);
         pthread_mutex_unlock(&pool.mutex);
         do_stages(j, thread);
         pthread_mutex_lock(&pool.mutex);
-        if (--j->present == 0) pthread_cond_broadcast(&pool.left);
+        if (atomic_fetch_sub(&j->present, 1) == 1) pthread_cond_broadcast(&pool.left);
     }
     return unused;
 }
 
-/* With the pool's mutex; there are fewer where the system has no more. Signals are for the program's own threads. */
+/* With the pool's mutex; there are fewer where the system has no more. Signals are for the program's own threads, but for those that
+ * say what a thread did itself. */
 static void start_threads(int count) {
+    static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
     sigset_t all, before;
     sigfillset(&all);
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++) sigdelset(&all, own[i]);
     while (pool.threads < count) {
         pthread_t thread;
         pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -247,7 +251,10 @@ static void withdraw(job *j) {
     job **at = &pool.jobs;
     while (*at != j) at = &(*at)->other;
     *at = j->other;
-    while (j->present > 0) pthread_cond_wait(&pool.left, &pool.mutex);
+    pthread_mutex_unlock(&pool.mutex);
+    for (int i = 0; i < LOOKS && atomic_load(&j->present) > 0; i++) pause_a_little(); /* they are about to */
+    pthread_mutex_lock(&pool.mutex);                                                  /* who left last has let go of it then */
+    while (atomic_load(&j->present) > 0) pthread_cond_wait(&pool.left, &pool.mutex);
     pthread_mutex_unlock(&pool.mutex);
 }
 

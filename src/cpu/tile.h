@@ -17,8 +17,8 @@ typedef struct {
     float *s;                    /* [BLOCK_N][BLOCK_M]: scores, then probabilities */
     float *k_buffer, *v_buffer;  /* [BLOCK_N][dim] */
     float *max, *sum;            /* [BLOCK_M]: the largest score so far, or little below it; the sum of 2^((s - max) c) */
-    float *few_q, *few_o;        /* forward: [pad / VL][FEW][VL], [FEW][pad] */
-    uint16_t *few_pairs;         /* forward: few_q in bfloat16, [dim / 32][FEW][32] */
+    float *few_q, *few_o;        /* forward, of up to FEW rows: [pad / VL][rows][VL], [rows][pad] */
+    uint16_t *few_pairs;         /* few_q in bfloat16, [dim / 32][rows][32] */
     float *d_o_lanes, *dq_lanes; /* backward: [dim][BLOCK_M] */
     float *q_rows, *d_o_rows;    /* backward: [BLOCK_M][pad] */
     float *ds;                   /* backward: [BLOCK_N][BLOCK_M] */

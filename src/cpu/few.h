@@ -123,8 +123,8 @@ static inline __attribute__((always_inline)) int score_few_pairs(const int R, in
 }
 #endif
 
-/* As softmax_lanes: max and sum, of row l % R in lane l, are brought up to date, and s become probabilities. `shrink` is what an
- * output so far is to be multiplied by. */
+/* As softmax_lanes: max and sum, of row l % R in lane l, are brought up to date, and s become probabilities. Returns
+ * what an output so far is to be multiplied by. */
 static inline __attribute__((always_inline)) vf softmax_few(const int R, int64_t count, float c, float *s, float *max,
                                                             float *sum) {
     vf before = v_load(max), m = before, total = {0};

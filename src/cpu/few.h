@@ -39,7 +39,7 @@ static inline __attribute__((always_inline)) float few_number(const cuflash_dtyp
     return T == CUFLASH_FLOAT16 ? cuflash_half_to_float(x) : cuflash_bfloat_to_float(x);
 }
 
-/* s[key][R] = K Q of `count` keys, rounded up to whole vectors by others that are -infinity. q is [dim / VL][R][VL]. */
+/* s[key][R] = K Q of `count` keys, and anything up to a whole vector. q is [dim / VL][R][VL]. */
 static inline __attribute__((always_inline)) void score_few(const int R, const cuflash_dtype T, int64_t count, int64_t dim,
                                                             const char *k, int64_t k_row, const float *q, float *s) {
     const int K = VL / R; /* keys at a time */
@@ -81,7 +81,6 @@ static inline __attribute__((always_inline)) void score_few(const int R, const c
             for (int i = 0; i < K; i++)
                 for (int r = 0; r < R; r++) s[(j + i) * R + r] += few_number(T, key[i], d) * q[whole * R + r * VL + d - whole];
     }
-    for (int64_t i = count * R; i % VL != 0; i++) s[i] = -INFINITY;
 }
 
 #ifdef __AVX512BF16__
@@ -118,7 +117,6 @@ static inline __attribute__((always_inline)) int score_few_pairs(const int R, in
         }
         v_store(s + j * R, v_sums(sum));
     }
-    for (int64_t i = count * R; i % VL != 0; i++) s[i] = -INFINITY;
     return _mm512_cmplt_epu16_mask(least, _mm512_set1_epi16(2 * 0x80 - 1)) != 0;
 }
 #endif
@@ -127,6 +125,7 @@ static inline __attribute__((always_inline)) int score_few_pairs(const int R, in
  * what an output so far is to be multiplied by. */
 static inline __attribute__((always_inline)) vf softmax_few(const int R, int64_t count, float c, float *s, float *max,
                                                             float *sum) {
+    for (int64_t i = count * R; i % VL != 0; i++) s[i] = -INFINITY; /* what is behind the last key */
     vf before = v_load(max), m = before, total = {0};
     for (int64_t i = 0; i < count * R; i += VL) m = v_max(v_load(s + i), m);
 #pragma GCC unroll 4

@@ -41,19 +41,34 @@ static void add_visible_rows(const row_block *block, int R, int64_t first, int64
             for (int64_t d = 0; d < dim; d++) w->few_o[r * pad + d] += w->s[j * R + r] * v.data[j * v.stride + d];
 }
 
-/* The block's rows of q for score_few, those that there are none of 0; says whether there are denormal numbers. */
+/* Are scores of so many rows products of pairs? */
+static inline int few_by_pairs(int R, cuflash_dtype T) {
+#ifdef __AVX512BF16__
+    return T == CUFLASH_BFLOAT16 && R > 2;
+#else
+    (void)R, (void)T;
+    return 0;
+#endif
+}
+
+/* The block's rows of q for score_few or score_few_pairs, those that there are none of 0; says whether there are denormal
+ * numbers. */
 static int load_few(int R, cuflash_dtype T, const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block,
                     const scratch *w) {
-    float row[WIDEST];
-    int denormal = 0;
-    memset(w->few_q, 0, (size_t)(R * plan->pad_d) * sizeof *w->few_q);
-    if (T == CUFLASH_BFLOAT16) memset(w->few_pairs, 0, (size_t)(R * cuflash_round_up(p->head_dim, 32)) * sizeof *w->few_pairs);
+    float row[WIDEST], factor = query_factor(p);
+    int denormal = 0, pairs = few_by_pairs(R, T);
+    if (pairs)
+        memset(w->few_pairs, 0, (size_t)(R * cuflash_round_up(p->head_dim, 32)) * sizeof *w->few_pairs);
+    else
+        memset(w->few_q, 0, (size_t)(R * plan->pad_d) * sizeof *w->few_q);
     for (int64_t r = 0; r < block->rows; r++) {
         load_row(T, row_address(plan, block, &p->q, r), p->head_dim, row);
         for (int64_t d = 0; d < p->head_dim; d++) {
-            float x = row[d] * query_factor(p);
-            w->few_q[(d / VL * R + r) * VL + d % VL] = x;
-            if (T == CUFLASH_BFLOAT16) w->few_pairs[(d / 32 * R + r) * 32 + d % 32] = cuflash_float_to_bfloat(x);
+            float x = row[d] * factor;
+            if (pairs)
+                w->few_pairs[(d / 32 * R + r) * 32 + d % 32] = cuflash_float_to_bfloat(x);
+            else
+                w->few_q[(d / VL * R + r) * VL + d % VL] = x;
             denormal |= fpclassify(x) == FP_SUBNORMAL;
         }
     }
@@ -68,7 +83,7 @@ static inline __attribute__((always_inline)) void score_few_tile(const int R, co
     const char *k = cuflash_row(&p->k, block->batch, block->head_kv, first);
     int64_t k_row = p->k.seq * few_bytes(T);
 #ifdef __AVX512BF16__
-    if (T == CUFLASH_BFLOAT16 && R > 2) {
+    if (few_by_pairs(R, T)) {
         int denormal_k = score_few_pairs(R, count, p->head_dim, k, k_row, w->few_pairs, w->s);
         if (denormal_q || denormal_k)
             bf16_add_scores(plan, block, first, count, &p->k, &p->q, p->head_dim, query_factor(p), w->s, R);
@@ -88,6 +103,7 @@ static inline __attribute__((always_inline)) void attend_few_rows(const int R, c
     float c = exponent_scale(p);
     int64_t v_row = p->v.seq * few_bytes(T), pad = plan->pad_dv;
     int denormal = load_few(R, T, plan, p, block, w);
+    memset(w->few_o, 0, (size_t)(R * pad) * sizeof *w->few_o);
     for (int64_t first = begin; first < end && !cuflash_interrupted(ticket); first += BLOCK_N) {
         int64_t count = tile_size(block, first);
         int masked = first + count > block->shared;
@@ -133,7 +149,6 @@ static few_function *const few_kinds[5][3] = {{FEW_KINDS(1)}, {FEW_KINDS(2)}, {F
 /* As attend(), of a block that is_few. */
 static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
                        int64_t begin, int64_t end, unsigned ticket) {
-    memset(w->few_o, 0, (size_t)(FEW * plan->pad_dv) * sizeof(float));
     forget(block, w);
     if (end > block->keys) end = block->keys;
     int kind = block->rows <= 2 ? (int)block->rows - 1 : block->rows <= 4 ? 2 : block->rows <= 8 ? 3 : 4;

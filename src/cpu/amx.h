@@ -5,12 +5,15 @@
 #define BF16_WORDS "matrix units, tiles of 16 x 32 bfloat16"
 
 static void bf16_begin(void) {
-    struct {
+    static const struct { /* not of this call: compilers are told of the first 8 bytes only that the instruction reads */
         uint8_t palette, start_row, reserved[14];
         uint16_t bytes[16];
         uint8_t rows[16];
-    } config = {.palette = 1};
-    for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = BF16_ROWS;
+    } config = {1,
+                0,
+                {0},
+                {64, 64, 64, 64, 64, 64, 64, 64},
+                {BF16_ROWS, BF16_ROWS, BF16_ROWS, BF16_ROWS, BF16_ROWS, BF16_ROWS, BF16_ROWS, BF16_ROWS}};
     _tile_loadconfig(&config);
 }
 

@@ -35,7 +35,7 @@ static void load_softmax(const cuflash_cpu_plan *plan, const cuflash_problem *p,
     }
     for (int64_t r = 0; r < block->lanes; r++) {
         if (r < block->rows && !(given && is_fine(lse[r], block->limit[r]))) {
-            w->shift[r] = sees_nothing(w, r) ? -INFINITY : -log2f(w->sum[r]);
+            w->shift[r] = sees_nothing(w, r) ? -INFINITY : -log2f(w->sum[r]) - LESS;
             if (sees_nothing(w, r)) w->max[r] = 0;
         } else {
             w->max[r] = 0;
@@ -88,7 +88,7 @@ static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p
     float_rows v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
     int masked = first + count > block->shared;
     score_tile(p, block, first, count, k, w);
-    gemm(count, block->lanes, p->head_dim_v, v.data, v.stride, 1, w->d_o_lanes, BLOCK_M, w->ds, BLOCK_M, 0);
+    gemm_rows(count, block->lanes, p->head_dim_v, v.data, v.stride, w->d_o_lanes, BLOCK_M, w->ds, BLOCK_M, 0);
     gradient_tile(block, count, exponent_scale(p), w);
     if (masked) { /* P is 0 where dP may be anything */
         mask_tile(block, first, count, 0, w->s);
@@ -100,19 +100,19 @@ static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p
         if (masked && !rows->finite_d_o)
             visible_to_keys(block, first, count, rows->d_o, plan->pad_dv, w->s, dv, add);
         else
-            gemm(count, plan->pad_dv, block->rows, w->s, BLOCK_M, 1, rows->d_o.data, rows->d_o.stride, dv, plan->pad_dv, add);
+            gemm_rows(count, plan->pad_dv, block->rows, w->s, BLOCK_M, rows->d_o.data, rows->d_o.stride, dv, plan->pad_dv, add);
     }
     if (p->dk.data) {
         if (masked && !rows->finite_q)
             visible_to_keys(block, first, count, rows->q, plan->pad_d, w->ds, dk, add);
         else
-            gemm(count, plan->pad_d, block->rows, w->ds, BLOCK_M, 1, rows->q.data, rows->q.stride, dk, plan->pad_d, add);
+            gemm_rows(count, plan->pad_d, block->rows, w->ds, BLOCK_M, rows->q.data, rows->q.stride, dk, plan->pad_d, add);
     }
     if (p->dq.data) {
         if (masked && !all_finite(k, count, p->head_dim))
             visible_to_lanes(block, first, count, k, p->head_dim, w->ds, w->dq_lanes, 1);
         else
-            gemm(p->head_dim, block->lanes, count, k.data, 1, k.stride, w->ds, BLOCK_M, w->dq_lanes, BLOCK_M, 1);
+            gemm_columns(p->head_dim, block->lanes, count, k.data, k.stride, w->ds, BLOCK_M, w->dq_lanes, BLOCK_M, 1);
     }
 }
 
@@ -205,16 +205,20 @@ static void backward_finish_rows(const cuflash_cpu_work *work, int64_t number, f
     store_dq(plan, p, &block, w.dq_lanes);
 }
 
-/* x[key] = factor * the sum of the splits' partial rows. */
-static void sum_splits(const cuflash_cpu_plan *plan, const cuflash_operand *x, int64_t b, int64_t h, int64_t key, int64_t dim,
-                       const float *row, float factor) {
-    if (!x->data) return;
-    float sum[CUFLASH_MAX_HEAD_DIM];
-    memcpy(sum, row, (size_t)dim * sizeof *sum);
-    for (int64_t split = 1; split < plan->splits; split++)
-        for (int64_t d = 0; d < dim; d++) sum[d] += row[split * plan->partial_floats + d];
-    for (int64_t d = 0; d < dim; d++) sum[d] *= factor;
-    store_row(x->dtype, cuflash_row(x, b, h, key), dim, sum);
+/* x[key] = factor * the sum of the splits' partial rows, `pad` floats each from `row` on, for so many keys: all splits side by side, as
+ * memory is read ahead in so many places. */
+static void sum_splits(const cuflash_cpu_plan *plan, const cuflash_operand *x, int64_t b, int64_t h, int64_t first,
+                       int64_t keys, int64_t dim, int64_t pad, const float *row, float factor) {
+    float sum[WIDEST];
+    for (int64_t key = first; key < first + keys && x->data; key++, row += pad) {
+        for (int64_t d = 0; d < dim; d += VL) {
+            vf total = v_load(row + d);
+            for (int64_t split = 1; split < plan->splits; split++)
+                total = total + v_load(row + split * plan->partial_floats + d);
+            v_store(sum + d, total * factor);
+        }
+        store_row(x->dtype, cuflash_row(x, b, h, key), dim, sum);
+    }
 }
 
 static void backward_finish_keys(const cuflash_cpu_work *work, int64_t unit, float *unused) {
@@ -224,10 +228,8 @@ static void backward_finish_keys(const cuflash_cpu_work *work, int64_t unit, flo
     int64_t blocks = cuflash_key_blocks(p, BLOCK_N), pair = unit / blocks, first = unit % blocks * BLOCK_N;
     int64_t keys = p->seq_k - first < BLOCK_N ? p->seq_k - first : BLOCK_N, b = pair / p->heads_kv, h = pair % p->heads_kv;
     const float *dk = work->partials + pair * plan->splits * plan->partial_floats, *dv = dk + plan->pad_k * plan->pad_d;
-    for (int64_t key = first; key < first + keys; key++) {
-        sum_splits(plan, &p->dk, b, h, key, p->head_dim, dk + key * plan->pad_d, (float)p->scale);
-        sum_splits(plan, &p->dv, b, h, key, p->head_dim_v, dv + key * plan->pad_dv, 1);
-    }
+    sum_splits(plan, &p->dk, b, h, first, keys, p->head_dim, plan->pad_d, dk + first * plan->pad_d, (float)p->scale);
+    sum_splits(plan, &p->dv, b, h, first, keys, p->head_dim_v, plan->pad_dv, dv + first * plan->pad_dv, 1);
 }
 
 #endif

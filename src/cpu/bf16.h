@@ -68,6 +68,7 @@ static inline __attribute__((always_inline)) void bf16_softmax_lanes(const int V
                                                                      int64_t dim) {
     __mmask16 moved[4];
     __m512 m[4], base[4], total[4], c = _mm512_set1_ps(scale), none = _mm512_set1_ps(-INFINITY);
+    __m512 less = _mm512_set1_ps(LESS);
     for (int v = 0; v < V; v++) m[v] = _mm512_load_ps(max + v * 16);
     for (int64_t j = 0; j < count; j++)
         for (int v = 0; v < V; v++) m[v] = _mm512_max_ps(_mm512_load_ps(s + j * BLOCK_M + v * 16), m[v]);
@@ -82,8 +83,8 @@ static inline __attribute__((always_inline)) void bf16_softmax_lanes(const int V
     for (; j + 2 <= count; j += 2)
         for (int v = 0; v < V; v++) {
             const float *at = s + j * BLOCK_M + v * 16;
-            __m512 first = bf16_exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(at), base[v]), c));
-            __m512 second = bf16_exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(at + BLOCK_M), base[v]), c));
+            __m512 first = bf16_exp2(_mm512_fmsub_ps(_mm512_sub_ps(_mm512_load_ps(at), base[v]), c, less));
+            __m512 second = bf16_exp2(_mm512_fmsub_ps(_mm512_sub_ps(_mm512_load_ps(at + BLOCK_M), base[v]), c, less));
             total[v] = _mm512_add_ps(total[v], _mm512_add_ps(first, second));
             bf16_store_pairs(pairs + j / 2 * BF16_PAIRS + v * 64, first, second);
         }
@@ -91,7 +92,7 @@ static inline __attribute__((always_inline)) void bf16_softmax_lanes(const int V
         for (int v = 0; v < V; v++) {
             __m512 first = _mm512_setzero_ps();
             if (j < count) {
-                first = bf16_exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(s + j * BLOCK_M + v * 16), base[v]), c));
+                first = bf16_exp2(_mm512_fmsub_ps(_mm512_sub_ps(_mm512_load_ps(s + j * BLOCK_M + v * 16), base[v]), c, less));
                 total[v] = _mm512_add_ps(total[v], first);
             }
             bf16_store_pairs(pairs + j / 2 * BF16_PAIRS + v * 64, first, _mm512_setzero_ps());

@@ -15,9 +15,10 @@ enum {
     AHEAD = 32 /* keys that memory is asked for before they are read */
 };
 
-/* What is subtracted from scores stays until a score is so many exponents of 2 above it: the output need not be scaled as often.
- * Probabilities are up to 2 to this then, before they are divided by their sum, and what they multiply is to stay finite. */
-static const float MOST_EXPONENT = 1;
+/* What is subtracted from scores, max, stays until a score is so many exponents of 2 above it: the output need not be scaled as
+ * often. Probabilities, before they are divided by their sum, are 2^((s - max) c - LESS), so at most 2: what they multiply is to stay
+ * finite. */
+static const float MOST_EXPONENT = 4, LESS = 3;
 
 /* Are there so few rows? Vectors of them are mostly empty, and keys of 16 bits are not converted to a buffer. */
 static inline int is_few(int64_t rows, cuflash_dtype dtype) {
@@ -133,7 +134,7 @@ static inline __attribute__((always_inline)) vf softmax_few(const int R, int64_t
     m = v_select((m - before) * c > MOST_EXPONENT, m, before); /* from -inf, too */
     vf base = v_select(m == -INFINITY, (vf){0}, m);            /* nothing seen yet */
     for (int64_t i = 0; i < count * R; i += VL) {
-        vf probability = v_exp2((v_load(s + i) - base) * c);
+        vf probability = v_exp2((v_load(s + i) - base) * c - LESS);
         v_store(s + i, probability);
         total = total + probability;
     }

@@ -27,7 +27,8 @@ static void attend(const cuflash_problem *p, const row_block *block, const scrat
         if (first + count > block->shared && !all_finite(v, count, p->head_dim_v))
             visible_to_lanes(block, first, count, v, p->head_dim_v, w->s, w->o_lanes, first > begin);
         else
-            gemm(p->head_dim_v, block->lanes, count, v.data, 1, v.stride, w->s, BLOCK_M, w->o_lanes, BLOCK_M, first > begin);
+            gemm_columns(p->head_dim_v, block->lanes, count, v.data, v.stride, w->s, BLOCK_M, w->o_lanes, BLOCK_M,
+                         first > begin);
     }
 }
 
@@ -157,9 +158,11 @@ static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
         for (int64_t d = 0; d < p->head_dim_v; d++) w->o_lanes[d * BLOCK_M + r] = w->few_o[r * plan->pad_dv + d];
 }
 
+static const double LN2 = 0.6931471805599453;
+
 static void store_lse(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w) {
     for (int64_t r = 0; r < block->rows; r++) {
-        float lse = (float)((double)w->max[r] * logit_scale(p) + log((double)w->sum[r]));
+        float lse = (float)((double)w->max[r] * logit_scale(p) + log((double)w->sum[r]) + (double)LESS * LN2);
         store_row(p->lse.dtype, row_address(plan, block, &p->lse, r), 1, &lse);
     }
 }

@@ -13,12 +13,12 @@ static const float LOG2E = 1.44269504f;
 
 /* What a thread works in. */
 typedef struct {
-    float *q_lanes, *o_lanes;    /* [dim][BLOCK_M] */
-    float *s;                    /* [BLOCK_N][BLOCK_M]: scores, then probabilities */
-    float *k_buffer, *v_buffer;  /* [BLOCK_N][dim] */
-    float *max, *sum;            /* [BLOCK_M]: the largest score so far, or little below it; the sum of 2^((s - max) c) */
-    float *few_q, *few_o;        /* forward, of up to FEW rows: [pad / VL][rows][VL], [rows][pad] */
-    uint16_t *few_pairs;         /* few_q in bfloat16, [dim / 32][rows][32] */
+    float *q_lanes, *o_lanes;   /* [dim][BLOCK_M] */
+    float *s;                   /* [BLOCK_N][BLOCK_M]: scores, then probabilities */
+    float *k_buffer, *v_buffer; /* [BLOCK_N][dim] */
+    float *max, *sum;           /* [BLOCK_M]: the largest score so far, or little below it; the sum of 2^((s - max) c - LESS) */
+    float *few_q, *few_o;       /* forward, of up to FEW rows: [pad / VL][rows][VL], [rows][pad] */
+    uint16_t *few_pairs;        /* few_q in bfloat16, [dim / 32][rows][32] */
     float *d_o_lanes, *dq_lanes; /* backward: [dim][BLOCK_M] */
     float *q_rows, *d_o_rows;    /* backward: [BLOCK_M][pad] */
     float *ds;                   /* backward: [BLOCK_N][BLOCK_M] */
@@ -71,7 +71,7 @@ static float query_factor(const cuflash_problem *p) {
     return p->scale > 0 ? 1 : p->scale < 0 ? -1 : 0;
 }
 
-/* One step of the online softmax on V vectors of lanes: S becomes 2^((S - max) c), max and sum are brought up to date. Where the
+/* One step of the online softmax on V vectors of lanes: S becomes 2^((S - max) c - LESS), max and sum are brought up to date. Where the
  * largest score is too far above max, it becomes that, and the output so far, [dim][row], is scaled down to it. */
 static inline __attribute__((always_inline)) void softmax_lanes(const int V, float *s, int64_t count, float c, float *max,
                                                                 float *sum, float *out, int64_t dim) {
@@ -90,7 +90,7 @@ static inline __attribute__((always_inline)) void softmax_lanes(const int V, flo
     for (int64_t j = 0; j < count; j++)
         for (int v = 0; v < V; v++) {
             float *at = s + j * BLOCK_M + v * VL;
-            vf prob = v_exp2((v_load(at) - base[v]) * c);
+            vf prob = v_exp2((v_load(at) - base[v]) * c - LESS);
             v_store(at, prob);
             total[v] = total[v] + prob;
         }
@@ -118,7 +118,7 @@ static void softmax_tile(int64_t lanes, float *s, int64_t count, float c, float 
 /* Scores of one tile of keys, S = K Q, hidden ones -inf. */
 static void score_tile(const cuflash_problem *p, const row_block *block, int64_t first, int64_t count, float_rows k,
                        const scratch *w) {
-    gemm(count, block->lanes, p->head_dim, k.data, k.stride, 1, w->q_lanes, BLOCK_M, w->s, BLOCK_M, 0);
+    gemm_rows(count, block->lanes, p->head_dim, k.data, k.stride, w->q_lanes, BLOCK_M, w->s, BLOCK_M, 0);
     if (first + count > block->shared) mask_tile(block, first, count, -INFINITY, w->s);
 }
 

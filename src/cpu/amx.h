@@ -2,6 +2,8 @@
 #ifndef CUFLASH_CPU_AMX_H
 #define CUFLASH_CPU_AMX_H
 
+enum { BF16_SCORES_N = 32 }; /* keys at a time of a forward's scores and softmax: they stay in the L1 cache */
+
 #define BF16_WORDS "matrix units, tiles of 16 x 32 bfloat16"
 
 static void bf16_begin(void) {

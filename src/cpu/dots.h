@@ -5,6 +5,8 @@
 
 #include "gemm.h"
 
+enum { BF16_SCORES_N = BF16_BLOCK_N }; /* keys at a time of a forward's scores */
+
 #define BF16_WORDS "vectors of 16 pairs of bfloat16"
 
 static void bf16_begin(void) {

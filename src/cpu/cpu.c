@@ -198,14 +198,18 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
 void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_problem *p, char *text, size_t size) {
     bool split = plan->pass == CUFLASH_BACKWARD, on_pairs = plan->packed_bytes > 0;
     const cuflash_cpu_kernels *kernels = plan->kernels;
+    bool few = !split && cuflash_cpu_is_few(plan->rows, p->dtype, kernels->vector);
+    bool few_by_pairs = kernels->on_pairs && p->dtype == CUFLASH_BFLOAT16 && plan->rows > 2; /* as in forward.h */
     int64_t each = split ? plan->splits : plan->row_blocks;
     char what[96], parts[48] = "";
     if (plan->key_parts > 1) snprintf(parts, sizeof parts, ", keys in %lld parts", (long long)plan->key_parts);
     if (on_pairs)
         snprintf(what, sizeof what, "%s", kernels->on_pairs);
     else
-        snprintf(what, sizeof what, "vectors of %d float32%s", kernels->vector,
-                 p->dtype == CUFLASH_FLOAT32 ? "" : ", operands converted as they are read");
+        snprintf(what, sizeof what, "vectors of %d float32%s%s", kernels->vector, few ? " over the head dimension" : "",
+                 p->dtype == CUFLASH_FLOAT32 ? ""
+                 : few && few_by_pairs       ? ", scores by pairs of bfloat16"
+                                             : ", operands converted as they are read");
     snprintf(text, size,
              "kernel: cpu %s, %s\n"
              "tile: %d query rows x %d keys%s\n"

@@ -32,8 +32,8 @@ typedef struct {
     int64_t packed_bytes;   /* per pair: V (forward) or K (backward) in bfloat16, turned (bf16.h), or 0 */
     int64_t partial_floats; /* forward: per unit, max, sum and output of each row, or 0 where keys are one part; backward: per
                              * split of a pair, dk [pad_k][pad_d], then dv [pad_k][pad_dv] */
-    int64_t
-        dq_floats; /* backward: per part of a pair's keys, [row_blocks][head_dim, rounded up to 16][block_m], or 0 where keys are one part */
+    int64_t dq_floats;      /* backward: per part of a pair's keys, [row_blocks][head_dim, rounded up to 16][block_m], or 0
+                             * where keys are one part */
 } cuflash_cpu_plan;
 
 enum { CUFLASH_ROW_NUMBERS = 3 }; /* maximum, shift and delta */
@@ -52,6 +52,12 @@ typedef struct {
 
 /* One unit of a stage, in scratch of the thread's own. */
 typedef void cuflash_cpu_stage(const cuflash_cpu_work *work, int64_t unit, float *scratch);
+
+/* Are there so few rows that vectors of so many floats run over d? Vectors of them were mostly empty, and keys of 16 bits are not
+ * converted to a buffer. */
+static inline bool cuflash_cpu_is_few(int64_t rows, cuflash_dtype dtype, int vector) {
+    return rows <= (dtype == CUFLASH_FLOAT32 ? vector / 2 : vector);
+}
 
 /* What an instruction set provides: its row of the table in cpu.c. Row blocks, and blocks of keys, are those of all pairs. */
 typedef struct cuflash_cpu_kernels {

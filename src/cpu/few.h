@@ -20,11 +20,6 @@ enum {
  * finite. */
 static const float MOST_EXPONENT = 4, LESS = 3;
 
-/* Are there so few rows? Vectors of them are mostly empty, and keys of 16 bits are not converted to a buffer. */
-static inline int is_few(int64_t rows, cuflash_dtype dtype) {
-    return rows <= (dtype == CUFLASH_FLOAT32 ? FEW / 2 : FEW);
-}
-
 static inline __attribute__((always_inline)) int64_t few_bytes(const cuflash_dtype T) {
     return T == CUFLASH_FLOAT32 ? 4 : 2;
 }

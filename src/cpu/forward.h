@@ -147,7 +147,7 @@ FEW_FUNCTIONS(16)
     [CUFLASH_BFLOAT16] = attend_##R##_BFLOAT16
 static few_function *const few_kinds[5][3] = {{FEW_KINDS(1)}, {FEW_KINDS(2)}, {FEW_KINDS(4)}, {FEW_KINDS(8)}, {FEW_KINDS(16)}};
 
-/* As attend(), of a block that is_few. */
+/* As attend(), of a block of few rows. */
 static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w,
                        int64_t begin, int64_t end, unsigned ticket) {
     forget(block, w);
@@ -180,7 +180,7 @@ static void attend_forward(const cuflash_cpu_work *work, const row_block *block,
 #else
     (void)more;
 #endif
-    if (is_few(block->rows, p->k.dtype)) {
+    if (cuflash_cpu_is_few(block->rows, p->k.dtype, VL)) {
         attend_few(plan, p, block, w, begin, end, work->ticket);
         return;
     }

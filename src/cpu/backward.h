@@ -31,7 +31,7 @@ static void load_softmax(const cuflash_cpu_plan *plan, const cuflash_problem *p,
     }
     if (!enough) {
         load_lanes(plan, block, &p->q, p->head_dim, query_factor(p), w->q_lanes);
-        attend(p, block, w, 0, 0, p->seq_k, ticket);
+        attend(p, block, w, 1, 0, 0, p->seq_k, ticket);
     }
     for (int64_t r = 0; r < block->lanes; r++) {
         if (r < block->rows && !(given && is_fine(lse[r], block->limit[r]))) {

@@ -150,6 +150,16 @@ static int worthwhile_threads(const cuflash_cpu_plan *plan, const cuflash_proble
     return threads > 1 ? threads : 1;
 }
 
+/* Row blocks of a pair go through its keys together, which are converted once for all of them, where threads have enough to take all
+ * the same. Their results do not depend on that. */
+static void put_together(cuflash_cpu_plan *plan) {
+    enum { UNITS_PER_THREAD = 8 };
+    for (int64_t together = CUFLASH_MOST_TOGETHER; together > 1 && plan->together == 1; together /= 2) {
+        int64_t units = plan->pairs * ((plan->row_blocks + together - 1) / together);
+        if (units >= UNITS_PER_THREAD * plan->threads) plan->together = together, plan->units = units;
+    }
+}
+
 cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, int threads,
                                      size_t *workspace_bytes) {
     pthread_once(&choose_once, choose);
@@ -176,6 +186,9 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     }
     plan->units = plan->pairs * plan->key_parts * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
     plan->threads = worthwhile_threads(plan, p, threads);
+    plan->together = 1;
+    if (pass == CUFLASH_FORWARD && p->dtype != CUFLASH_FLOAT32 && plan->key_parts == 1 && plan->packed_bytes == 0)
+        put_together(plan);
     plan->scratch_floats = cuflash_round_up(kernels->scratch_floats(plan, p, pass), 16);
     int64_t floats = 0, partials = 0, dq_parts = 0, packed = 0, rows = 0;
     bool backward = pass == CUFLASH_BACKWARD;
@@ -203,6 +216,7 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
     int64_t each = split ? plan->splits : plan->row_blocks;
     char what[96], parts[48] = "";
     if (plan->key_parts > 1) snprintf(parts, sizeof parts, ", keys in %lld parts", (long long)plan->key_parts);
+    if (plan->together > 1) snprintf(parts, sizeof parts, ", %lld at a time", (long long)plan->together);
     if (on_pairs)
         snprintf(what, sizeof what, "%s", kernels->on_pairs);
     else

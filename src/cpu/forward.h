@@ -9,26 +9,36 @@
 #include "bf16.h"
 #endif
 
-/* max and sum of the block's rows over keys from `begin` to `end` and, if asked for, the output, not yet divided by sum. Needs
- * q_lanes. */
-static void attend(const cuflash_problem *p, const row_block *block, const scratch *w, int with_output, int64_t begin,
-                   int64_t end, unsigned ticket) {
+/* max and sum of the rows of n blocks of a pair over keys from `begin` to `end` and, if asked for, the outputs, not yet divided by
+ * sum. Needs their q_lanes. What a tile of keys comes from, memory or a conversion, it does once for all of them. */
+static void attend(const cuflash_problem *p, const row_block *blocks, const scratch *w, int64_t n, int with_output,
+                   int64_t begin, int64_t end, unsigned ticket) {
     float c = exponent_scale(p);
-    forget(block, w);
-    if (end > block->keys) end = block->keys;
+    int64_t keys = 0;
+    for (int64_t i = 0; i < n; i++) {
+        forget(&blocks[i], &w[i]);
+        if (blocks[i].keys > keys) keys = blocks[i].keys;
+    }
+    if (end > keys) end = keys;
     for (int64_t first = begin; first < end; first += BLOCK_N) {
         if (cuflash_interrupted(ticket)) return;
-        int64_t count = tile_size(block, first);
-        score_tile(p, block, first, count, load_keys(block, &p->k, first, count, p->head_dim, w->k_buffer), w);
-        softmax_tile(block->lanes, w->s, count, c, w->max, w->sum, w->o_lanes,
-                     with_output && first > begin ? p->head_dim_v : 0);
-        if (!with_output) continue;
-        float_rows v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
-        if (first + count > block->shared && !all_finite(v, count, p->head_dim_v))
-            visible_to_lanes(block, first, count, v, p->head_dim_v, w->s, w->o_lanes, first > begin);
-        else
-            gemm_columns(p->head_dim_v, block->lanes, count, v.data, v.stride, w->s, BLOCK_M, w->o_lanes, BLOCK_M,
-                         first > begin);
+        int64_t tile = keys - first < BLOCK_N ? keys - first : BLOCK_N; /* of it a block sees `count` */
+        float_rows k = load_keys(blocks, &p->k, first, tile, p->head_dim, w->k_buffer), v = {0};
+        for (int64_t i = 0; i < n; i++) {
+            const row_block *block = &blocks[i];
+            if (first >= block->keys) continue;
+            int64_t count = tile_size(block, first);
+            score_tile(p, block, first, count, k, &w[i]);
+            softmax_tile(block->lanes, w->s, count, c, w[i].max, w[i].sum, w[i].o_lanes,
+                         with_output && first > begin ? p->head_dim_v : 0);
+            if (!with_output) continue;
+            if (!v.data) v = load_keys(block, &p->v, first, tile, p->head_dim_v, w->v_buffer);
+            if (first + count > block->shared && !all_finite(v, count, p->head_dim_v))
+                visible_to_lanes(block, first, count, v, p->head_dim_v, w->s, w[i].o_lanes, first > begin);
+            else
+                gemm_columns(p->head_dim_v, block->lanes, count, v.data, v.stride, w->s, BLOCK_M, w[i].o_lanes, BLOCK_M,
+                             first > begin);
+        }
     }
 }
 
@@ -185,7 +195,7 @@ static void attend_forward(const cuflash_cpu_work *work, const row_block *block,
         return;
     }
     load_lanes(plan, block, &p->q, p->head_dim, query_factor(p), w->q_lanes);
-    attend(p, block, w, 1, begin, end, work->ticket);
+    attend(p, block, w, 1, 1, begin, end, work->ticket);
 }
 
 /* Divides by sum, and writes the block's output and log-sum-exp. */
@@ -217,16 +227,28 @@ static void keep_part(const cuflash_problem *p, const row_block *block, const sc
 static void forward(const cuflash_cpu_work *work, int64_t unit, float *base) {
     const cuflash_cpu_plan *plan = work->plan;
     const cuflash_problem *p = work->p;
-    int64_t part = unit % plan->key_parts;
-    row_block block = forward_block(plan, p, unit / plan->key_parts);
-    scratch w;
-    int64_t used = lay_out(plan, p, CUFLASH_FORWARD, base, &w);
-    attend_forward(work, &block, &w, base + used, part_begin(plan, p, part), part_begin(plan, p, part + 1));
-    if (cuflash_interrupted(work->ticket)) return;
-    if (plan->key_parts > 1)
-        keep_part(p, &block, &w, work->partials + unit * plan->partial_floats);
-    else
-        store_output(plan, p, &block, &w);
+    int64_t part = unit % plan->key_parts, groups = (plan->row_blocks + plan->together - 1) / plan->together;
+    int64_t group = unit / plan->key_parts, first = group % groups * plan->together, n = 0;
+    row_block blocks[CUFLASH_MOST_TOGETHER];
+    scratch w[CUFLASH_MOST_TOGETHER];
+    int64_t used = lay_out(plan, p, CUFLASH_FORWARD, base, &w[0]);
+    for (int64_t index = first; index < first + plan->together && index < plan->row_blocks; index++) {
+        row_block block = forward_block(plan, p, group / groups * plan->row_blocks + index);
+        if (plan->together > 1 && !cuflash_cpu_is_few(block.rows, p->k.dtype, VL)) {
+            w[n] = scratch_of_block(p, &w[0], n);
+            blocks[n++] = block;
+            continue;
+        }
+        attend_forward(work, &block, &w[0], base + used, part_begin(plan, p, part), part_begin(plan, p, part + 1));
+        if (cuflash_interrupted(work->ticket)) return;
+        if (plan->key_parts > 1)
+            keep_part(p, &block, &w[0], work->partials + unit * plan->partial_floats);
+        else
+            store_output(plan, p, &block, &w[0]);
+    }
+    for (int64_t i = 0; i < n; i++) load_lanes(plan, &blocks[i], &p->q, p->head_dim, query_factor(p), w[i].q_lanes);
+    if (n > 0) attend(p, blocks, w, n, 1, 0, p->seq_k, work->ticket);
+    for (int64_t i = 0; i < n && !cuflash_interrupted(work->ticket); i++) store_output(plan, p, &blocks[i], &w[i]);
 }
 
 /* The parts of a row block together, in their order. */

@@ -19,6 +19,7 @@ typedef struct {
     float *max, *sum;           /* [BLOCK_M]: the largest score so far, or little below it; the sum of 2^((s - max) c - LESS) */
     float *few_q, *few_o;       /* forward, of up to FEW rows: [pad / VL][rows][VL], [rows][pad] */
     uint16_t *few_pairs;        /* few_q in bfloat16, [dim / 32][rows][32] */
+    float *others;              /* forward: q_lanes, o_lanes, max and sum of other blocks that go through the keys, too */
     float *d_o_lanes, *dq_lanes; /* backward: [dim][BLOCK_M] */
     float *q_rows, *d_o_rows;    /* backward: [BLOCK_M][pad] */
     float *ds;                   /* backward: [BLOCK_N][BLOCK_M] */
@@ -28,6 +29,21 @@ typedef struct {
 /* Of dq of a block, [dim][BLOCK_M]: a product of pairs writes whole tiles. */
 static int64_t dq_block_floats(const cuflash_problem *p) {
     return cuflash_round_up(p->head_dim, 16) * BLOCK_M;
+}
+
+static int64_t other_floats(const cuflash_problem *p) {
+    return (p->head_dim + cuflash_round_up(p->head_dim_v, 16) + 2) * BLOCK_M;
+}
+
+/* The scratch of block `index` of those that go through the keys together. */
+static scratch scratch_of_block(const cuflash_problem *p, const scratch *first, int64_t index) {
+    scratch w = *first;
+    if (index == 0) return w;
+    w.q_lanes = first->others + (index - 1) * other_floats(p);
+    w.o_lanes = w.q_lanes + p->head_dim * BLOCK_M;
+    w.max = w.o_lanes + cuflash_round_up(p->head_dim_v, 16) * BLOCK_M;
+    w.sum = w.max + BLOCK_M;
+    return w;
 }
 
 /* Lays the scratch out from base; returns how many floats it takes. */
@@ -45,6 +61,7 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
         TAKE(few_q, FEW * plan->pad_d);
         TAKE(few_o, FEW * plan->pad_dv);
         TAKE(few_pairs, FEW * cuflash_round_up(p->head_dim, 32) / 2);
+        TAKE(others, (plan->together - 1) * other_floats(p));
         return used;
     }
     TAKE(d_o_lanes, p->head_dim_v * BLOCK_M);

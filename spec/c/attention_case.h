@@ -102,6 +102,11 @@ __attribute__((unused)) static void fixture_poison(fixture *f, int tensor) {
     memset(f->b[tensor].memory, POISON, f->b[tensor].bytes);
 }
 
+__attribute__((unused)) static void fixture_poison_outputs(fixture *f) {
+    static const int outputs[] = {O, LSE, DQ, DK, DV};
+    for (int i = 0; i < COUNT_OF(outputs); i++) fixture_poison(f, outputs[i]);
+}
+
 /* Are the guard bands and gaps of a tensor as they were made? */
 __attribute__((unused)) static bool guards_intact(const fixture *f, int tensor) {
     const buffer *b = &f->b[tensor];

@@ -166,8 +166,9 @@ static pid_t own_id(void) {
 #endif
 }
 
-/* Keeps a thread off the core of the one that calls. Left alone, Linux puts a thread that wakes on the caller's core where the one it slept on is idle in a
- * virtual machine, as it takes that for one the host has given to others. There it waits for the caller, for milliseconds. */
+/* Keeps a thread off the core of the one that calls. Left alone, Linux puts a thread that wakes on the caller's core where the one
+ * it slept on is idle in a virtual machine, as it takes that for one the host has given to others. There it waits for the caller,
+ * for milliseconds. */
 static void avoid_own_core(helper *h) {
 #ifdef __linux__
     cpu_set_t set;

@@ -205,12 +205,13 @@ static void backward_finish_rows(const cuflash_cpu_work *work, int64_t number, f
     store_dq(plan, p, &block, w.dq_lanes);
 }
 
-/* x[key] = factor * the sum of the splits' partial rows, `pad` floats each from `row` on, for so many keys: all splits side by side, as
- * memory is read ahead in so many places. */
+/* x[key] = factor * the sum of the splits' partial rows, `pad` floats each from `row` on, for so many keys: all splits side by
+ * side, as memory is read ahead in so many places. */
 static void sum_splits(const cuflash_cpu_plan *plan, const cuflash_operand *x, int64_t b, int64_t h, int64_t first,
                        int64_t keys, int64_t dim, int64_t pad, const float *row, float factor) {
+    if (!x->data) return;
     float sum[WIDEST];
-    for (int64_t key = first; key < first + keys && x->data; key++, row += pad) {
+    for (int64_t key = first; key < first + keys; key++, row += pad) {
         for (int64_t d = 0; d < dim; d += VL) {
             vf total = v_load(row + d);
             for (int64_t split = 1; split < plan->splits; split++)

@@ -150,8 +150,8 @@ static int worthwhile_threads(const cuflash_cpu_plan *plan, const cuflash_proble
     return threads > 1 ? threads : 1;
 }
 
-/* Row blocks of a pair go through its keys together, which are converted once for all of them, where threads have enough to take all
- * the same. Their results do not depend on that. */
+/* Row blocks of a pair go through its keys together, which are converted once for all of them, where threads have enough to take
+ * all the same. Their results do not depend on that. */
 static void put_together(cuflash_cpu_plan *plan) {
     enum { UNITS_PER_THREAD = 8 };
     for (int64_t together = CUFLASH_MOST_TOGETHER; together > 1 && plan->together == 1; together /= 2) {
@@ -212,7 +212,7 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
     bool split = plan->pass == CUFLASH_BACKWARD, on_pairs = plan->packed_bytes > 0;
     const cuflash_cpu_kernels *kernels = plan->kernels;
     bool few = !split && cuflash_cpu_is_few(plan->rows, p->dtype, kernels->vector);
-    bool few_by_pairs = kernels->on_pairs && p->dtype == CUFLASH_BFLOAT16 && plan->rows > 2; /* as in forward.h */
+    bool few_by_pairs = few && kernels->on_pairs && cuflash_cpu_few_by_pairs(plan->rows, p->dtype);
     int64_t each = split ? plan->splits : plan->row_blocks;
     char what[96], parts[48] = "";
     if (plan->key_parts > 1) snprintf(parts, sizeof parts, ", keys in %lld parts", (long long)plan->key_parts);
@@ -222,7 +222,7 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
     else
         snprintf(what, sizeof what, "vectors of %d float32%s%s", kernels->vector, few ? " over the head dimension" : "",
                  p->dtype == CUFLASH_FLOAT32 ? ""
-                 : few && few_by_pairs       ? ", scores by pairs of bfloat16"
+                 : few_by_pairs              ? ", scores by pairs of bfloat16"
                                              : ", operands converted as they are read");
     snprintf(text, size,
              "kernel: cpu %s, %s\n"

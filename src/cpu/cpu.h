@@ -37,9 +37,10 @@ typedef struct {
                              * where keys are one part */
 } cuflash_cpu_plan;
 
-enum { CUFLASH_MOST_TOGETHER = 4 };
-
-enum { CUFLASH_ROW_NUMBERS = 3 }; /* maximum, shift and delta */
+enum {
+    CUFLASH_MOST_TOGETHER = 4,
+    CUFLASH_ROW_NUMBERS = 3, /* maximum, shift and delta */
+};
 
 /* A run of a plan: what its stages share. */
 typedef struct {
@@ -56,10 +57,15 @@ typedef struct {
 /* One unit of a stage, in scratch of the thread's own. */
 typedef void cuflash_cpu_stage(const cuflash_cpu_work *work, int64_t unit, float *scratch);
 
-/* Are there so few rows that vectors of so many floats run over d? Vectors of them were mostly empty, and keys of 16 bits are not
- * converted to a buffer. */
+/* Are there so few rows that vectors of so many floats run over d? Vectors of them were mostly empty, and keys of 16 bits are
+ * not converted to a buffer. */
 static inline bool cuflash_cpu_is_few(int64_t rows, cuflash_dtype dtype, int vector) {
     return rows <= (dtype == CUFLASH_FLOAT32 ? vector / 2 : vector);
+}
+
+/* Are scores of few rows products of pairs, where there are instructions for them? */
+static inline bool cuflash_cpu_few_by_pairs(int64_t rows, cuflash_dtype dtype) {
+    return rows > 2 && dtype == CUFLASH_BFLOAT16;
 }
 
 /* What an instruction set provides: its row of the table in cpu.c. Row blocks, and blocks of keys, are those of all pairs. */

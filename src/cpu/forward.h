@@ -55,7 +55,7 @@ static void add_visible_rows(const row_block *block, int R, int64_t first, int64
 /* Are scores of so many rows products of pairs? */
 static inline int few_by_pairs(int R, cuflash_dtype T) {
 #ifdef __AVX512BF16__
-    return T == CUFLASH_BFLOAT16 && R > 2;
+    return cuflash_cpu_few_by_pairs(R, T);
 #else
     (void)R, (void)T;
     return 0;
@@ -177,25 +177,23 @@ static void store_lse(const cuflash_cpu_plan *plan, const cuflash_problem *p, co
     }
 }
 
-/* The block's output over some keys, not yet divided by sum, by the fastest way. */
-static void attend_forward(const cuflash_cpu_work *work, const row_block *block, const scratch *w, float *more, int64_t begin,
-                           int64_t end) {
+/* The block's output over some keys, not yet divided by sum, in pairs of bfloat16 or by vectors over d; false where neither is the
+ * way to it. */
+static bool attend_otherwise(const cuflash_cpu_work *work, const row_block *block, const scratch *w, float *more, int64_t begin,
+                             int64_t end) {
     const cuflash_cpu_plan *plan = work->plan;
     const cuflash_problem *p = work->p;
 #ifdef __AVX512BF16__
     if (plan->packed_bytes > 0) { /* and so all keys are one part */
         bf16_attend(work, block, w, more);
-        return;
+        return true;
     }
 #else
     (void)more;
 #endif
-    if (cuflash_cpu_is_few(block->rows, p->k.dtype, VL)) {
-        attend_few(plan, p, block, w, begin, end, work->ticket);
-        return;
-    }
-    load_lanes(plan, block, &p->q, p->head_dim, query_factor(p), w->q_lanes);
-    attend(p, block, w, 1, 1, begin, end, work->ticket);
+    if (!cuflash_cpu_is_few(block->rows, p->k.dtype, VL)) return false;
+    attend_few(plan, p, block, w, begin, end, work->ticket);
+    return true;
 }
 
 /* Divides by sum, and writes the block's output and log-sum-exp. */
@@ -224,31 +222,36 @@ static void keep_part(const cuflash_problem *p, const row_block *block, const sc
     for (int64_t d = 0; d < p->head_dim_v; d++) memcpy(partial + (2 + d) * block->rows, w->o_lanes + d * BLOCK_M, bytes);
 }
 
+/* What a unit came to for a block, if it has not been interrupted. */
+static void keep_block(const cuflash_cpu_work *work, int64_t unit, const row_block *block, const scratch *w) {
+    if (cuflash_interrupted(work->ticket)) return;
+    if (work->plan->key_parts > 1)
+        keep_part(work->p, block, w, work->partials + unit * work->plan->partial_floats);
+    else
+        store_output(work->plan, work->p, block, w);
+}
+
 static void forward(const cuflash_cpu_work *work, int64_t unit, float *base) {
     const cuflash_cpu_plan *plan = work->plan;
     const cuflash_problem *p = work->p;
-    int64_t part = unit % plan->key_parts, groups = (plan->row_blocks + plan->together - 1) / plan->together;
-    int64_t group = unit / plan->key_parts, first = group % groups * plan->together, n = 0;
+    int64_t part = unit % plan->key_parts, begin = part_begin(plan, p, part), end = part_begin(plan, p, part + 1);
+    int64_t groups = (plan->row_blocks + plan->together - 1) / plan->together, group = unit / plan->key_parts;
+    int64_t first = group % groups * plan->together, n = 0;
     row_block blocks[CUFLASH_MOST_TOGETHER];
     scratch w[CUFLASH_MOST_TOGETHER];
     int64_t used = lay_out(plan, p, CUFLASH_FORWARD, base, &w[0]);
     for (int64_t index = first; index < first + plan->together && index < plan->row_blocks; index++) {
         row_block block = forward_block(plan, p, group / groups * plan->row_blocks + index);
-        if (plan->together > 1 && !cuflash_cpu_is_few(block.rows, p->k.dtype, VL)) {
-            w[n] = scratch_of_block(p, &w[0], n);
-            blocks[n++] = block;
+        if (attend_otherwise(work, &block, &w[0], base + used, begin, end)) {
+            keep_block(work, unit, &block, &w[0]);
             continue;
         }
-        attend_forward(work, &block, &w[0], base + used, part_begin(plan, p, part), part_begin(plan, p, part + 1));
-        if (cuflash_interrupted(work->ticket)) return;
-        if (plan->key_parts > 1)
-            keep_part(p, &block, &w[0], work->partials + unit * plan->partial_floats);
-        else
-            store_output(plan, p, &block, &w[0]);
+        w[n] = scratch_of_block(&w[0], n);
+        blocks[n++] = block;
     }
     for (int64_t i = 0; i < n; i++) load_lanes(plan, &blocks[i], &p->q, p->head_dim, query_factor(p), w[i].q_lanes);
-    if (n > 0) attend(p, blocks, w, n, 1, 0, p->seq_k, work->ticket);
-    for (int64_t i = 0; i < n && !cuflash_interrupted(work->ticket); i++) store_output(plan, p, &blocks[i], &w[i]);
+    attend(p, blocks, w, n, 1, begin, end, work->ticket);
+    for (int64_t i = 0; i < n; i++) keep_block(work, unit, &blocks[i], &w[i]);
 }
 
 /* The parts of a row block together, in their order. */

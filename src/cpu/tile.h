@@ -19,7 +19,7 @@ typedef struct {
     float *max, *sum;           /* [BLOCK_M]: the largest score so far, or little below it; the sum of 2^((s - max) c - LESS) */
     float *few_q, *few_o;       /* forward, of up to FEW rows: [pad / VL][rows][VL], [rows][pad] */
     uint16_t *few_pairs;        /* few_q in bfloat16, [dim / 32][rows][32] */
-    float *others;              /* forward: q_lanes, o_lanes, max and sum of other blocks that go through the keys, too */
+    int64_t block_floats;       /* forward: from the lanes, max and sum of a block to those of the next */
     float *d_o_lanes, *dq_lanes; /* backward: [dim][BLOCK_M] */
     float *q_rows, *d_o_rows;    /* backward: [BLOCK_M][pad] */
     float *ds;                   /* backward: [BLOCK_N][BLOCK_M] */
@@ -31,18 +31,13 @@ static int64_t dq_block_floats(const cuflash_problem *p) {
     return cuflash_round_up(p->head_dim, 16) * BLOCK_M;
 }
 
-static int64_t other_floats(const cuflash_problem *p) {
-    return (p->head_dim + cuflash_round_up(p->head_dim_v, 16) + 2) * BLOCK_M;
-}
-
 /* The scratch of block `index` of those that go through the keys together. */
-static scratch scratch_of_block(const cuflash_problem *p, const scratch *first, int64_t index) {
+static scratch scratch_of_block(const scratch *first, int64_t index) {
     scratch w = *first;
-    if (index == 0) return w;
-    w.q_lanes = first->others + (index - 1) * other_floats(p);
-    w.o_lanes = w.q_lanes + p->head_dim * BLOCK_M;
-    w.max = w.o_lanes + cuflash_round_up(p->head_dim_v, 16) * BLOCK_M;
-    w.sum = w.max + BLOCK_M;
+    w.q_lanes += index * w.block_floats;
+    w.o_lanes += index * w.block_floats;
+    w.sum += index * w.block_floats;
+    w.max += index * w.block_floats;
     return w;
 }
 
@@ -52,16 +47,19 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
 #define TAKE(name, count) w->name = (void *)(base + used), used += ((count) + 15) / 16 * 16
     TAKE(q_lanes, p->head_dim * BLOCK_M);
     TAKE(o_lanes, cuflash_round_up(p->head_dim_v, 16) * BLOCK_M);
-    TAKE(s, BLOCK_N * BLOCK_M);
-    TAKE(k_buffer, BLOCK_N * p->head_dim);
-    TAKE(v_buffer, BLOCK_N * p->head_dim_v);
     TAKE(sum, BLOCK_M);
     if (pass == CUFLASH_FORWARD) {
         TAKE(max, BLOCK_M);
+        w->block_floats = used;
+        used *= plan->together;
+    }
+    TAKE(s, BLOCK_N * BLOCK_M);
+    TAKE(k_buffer, BLOCK_N * p->head_dim);
+    TAKE(v_buffer, BLOCK_N * p->head_dim_v);
+    if (pass == CUFLASH_FORWARD) {
         TAKE(few_q, FEW * plan->pad_d);
         TAKE(few_o, FEW * plan->pad_dv);
         TAKE(few_pairs, FEW * cuflash_round_up(p->head_dim, 32) / 2);
-        TAKE(others, (plan->together - 1) * other_floats(p));
         return used;
     }
     TAKE(d_o_lanes, p->head_dim_v * BLOCK_M);
@@ -88,8 +86,8 @@ static float query_factor(const cuflash_problem *p) {
     return p->scale > 0 ? 1 : p->scale < 0 ? -1 : 0;
 }
 
-/* One step of the online softmax on V vectors of lanes: S becomes 2^((S - max) c - LESS), max and sum are brought up to date. Where the
- * largest score is too far above max, it becomes that, and the output so far, [dim][row], is scaled down to it. */
+/* One step of the online softmax on V vectors of lanes: S becomes 2^((S - max) c - LESS), max and sum are brought up to date.
+ * Where the largest score is too far above max, it becomes that, and the output so far, [dim][row], is scaled down to it. */
 static inline __attribute__((always_inline)) void softmax_lanes(const int V, float *s, int64_t count, float c, float *max,
                                                                 float *sum, float *out, int64_t dim) {
     vf m[4], base[4], total[4];

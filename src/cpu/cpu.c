@@ -153,7 +153,7 @@ static int worthwhile_threads(const cuflash_cpu_plan *plan, const cuflash_proble
 /* Row blocks of a pair go through its keys together, which are converted once for all of them, where threads have enough to take
  * all the same. Their results do not depend on that. */
 static void put_together(cuflash_cpu_plan *plan) {
-    enum { UNITS_PER_THREAD = 8 };
+    enum { UNITS_PER_THREAD = 16 };
     for (int64_t together = CUFLASH_MOST_TOGETHER; together > 1 && plan->together == 1; together /= 2) {
         int64_t units = plan->pairs * ((plan->row_blocks + together - 1) / together);
         if (units >= UNITS_PER_THREAD * plan->threads) plan->together = together, plan->units = units;

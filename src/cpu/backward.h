@@ -84,8 +84,8 @@ typedef struct {
 
 static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
                           int64_t count, const backward_rows *rows, int add, const scratch *w, float *dk, float *dv) {
-    float_rows k = load_keys(block, &p->k, first, count, p->head_dim, w->k_buffer);
-    float_rows v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
+    float_rows k = load_keys(block, &w->k, first, count, p->head_dim, w->k_buffer);
+    float_rows v = load_keys(block, &w->v, first, count, p->head_dim_v, w->v_buffer);
     int masked = first + count > block->shared;
     score_tile(p, block, first, count, k, w);
     gemm_rows(count, block->lanes, p->head_dim_v, v.data, v.stride, w->d_o_lanes, BLOCK_M, w->ds, BLOCK_M, 0);
@@ -157,6 +157,14 @@ static void backward_begin(const cuflash_cpu_work *work, int64_t number, float *
     load_softmax(plan, p, &block, &w, work->ticket);
 }
 
+/* Keys of x from `begin` to `end` as float32, in the buffer: what stands for x where these are read. */
+static cuflash_operand convert_keys(const row_block *block, const cuflash_operand *x, int64_t begin, int64_t end, int64_t dim,
+                                    float *buffer) {
+    load_keys(block, x, begin, end - begin, dim, buffer);
+    uintptr_t first = (uintptr_t)buffer - (uintptr_t)(begin * dim) * sizeof *buffer; /* where key 0 would be */
+    return (cuflash_operand){.data = (void *)first, .dtype = CUFLASH_FLOAT32, .seq = dim};
+}
+
 /* One split of a pair's rows by one part of its keys: row blocks one after the other, the last first, as it sees all keys that
  * others see. dk and dv of these keys are summed in the split's partial; dq is the unit's alone where the keys are one part, else
  * it is summed where the part keeps it. Units of the first keys, which the most rows see, come first. */
@@ -175,6 +183,10 @@ static void backward(const cuflash_cpu_work *work, int64_t unit, float *base) {
         row_block block = block_at(plan, p, pair, index);
         int64_t seen = end < block.keys ? end : block.keys;
         if (plan->key_parts > 1 && begin >= seen) break;
+        if (plan->part_keys > 0 && w.k.data == p->k.data) { /* the first block, which sees all that others see */
+            w.k = convert_keys(&block, &p->k, begin, seen, p->head_dim, w.k_buffer);
+            w.v = convert_keys(&block, &p->v, begin, seen, p->head_dim_v, w.v_buffer);
+        }
         find_rows(work->rows, pair * plan->row_blocks + index, &w);
         if (plan->key_parts > 1) w.dq_lanes = dq + index * dq_block_floats(p);
         memset(w.dq_lanes, 0, (size_t)dq_block_floats(p) * sizeof *w.dq_lanes);

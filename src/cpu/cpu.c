@@ -134,6 +134,15 @@ static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
         }
 }
 
+/* Keys of a part, if they are to be converted once for all row blocks of a unit: there are some, and they leave most of them in
+ * the cache. */
+static int64_t keys_to_convert(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
+    enum { MOST_KEYS = 4096 };
+    if (p->dtype == CUFLASH_FLOAT32 || plan->packed_bytes > 0 || plan->row_blocks <= plan->splits) return 0;
+    int64_t tile = plan->kernels->block_n, tiles = (cuflash_key_blocks(p, tile) + plan->key_parts - 1) / plan->key_parts;
+    return tiles <= MOST_KEYS / tile ? tiles * tile : 0;
+}
+
 /* A thread that gets less work than this, in multiply-adds, costs more to wake than it saves: 16 us in float32. Threads that sleep
  * begin after 30 us, in virtual machines after up to 500. */
 static const double WORK_PER_THREAD = 2e6;
@@ -178,7 +187,10 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     if (kernels->packed_bytes && p->dtype == CUFLASH_BFLOAT16 && plan->rows >= ENOUGH_ROWS)
         plan->packed_bytes = kernels->packed_bytes(plan, p);
     plan->key_parts = plan->splits = 1;
-    if (pass == CUFLASH_BACKWARD && plan->pairs > 0 && plan->rows > 0) cut_backward(plan, p);
+    if (pass == CUFLASH_BACKWARD && plan->pairs > 0 && plan->rows > 0) {
+        cut_backward(plan, p);
+        plan->part_keys = keys_to_convert(plan, p);
+    }
     if (pass == CUFLASH_FORWARD && plan->row_blocks < PAIR_UNITS && plan->packed_bytes == 0 && p->seq_k >= 2 * PART_KEYS) {
         int64_t parts = (PAIR_UNITS + plan->row_blocks - 1) / plan->row_blocks, most = p->seq_k / PART_KEYS;
         plan->key_parts = parts < most ? parts : most;

@@ -15,7 +15,7 @@ static const float LOG2E = 1.44269504f;
 typedef struct {
     float *q_lanes, *o_lanes;   /* [dim][BLOCK_M] */
     float *s;                   /* [BLOCK_N][BLOCK_M]: scores, then probabilities */
-    float *k_buffer, *v_buffer; /* [BLOCK_N][dim] */
+    float *k_buffer, *v_buffer; /* [BLOCK_N, or all keys of a unit][dim] */
     float *max, *sum;           /* [BLOCK_M]: the largest score so far, or little below it; the sum of 2^((s - max) c - LESS) */
     float *few_q, *few_o;       /* forward, of up to FEW rows: [pad / VL][rows][VL], [rows][pad] */
     uint16_t *few_pairs;        /* few_q in bfloat16, [dim / 32][rows][32] */
@@ -24,6 +24,7 @@ typedef struct {
     float *q_rows, *d_o_rows;    /* backward: [BLOCK_M][pad] */
     float *ds;                   /* backward: [BLOCK_N][BLOCK_M] */
     float *shift, *delta;        /* backward: [BLOCK_M] */
+    cuflash_operand k, v;        /* backward: the problem's, or what stands for them */
 } scratch;
 
 /* Of dq of a block, [dim][BLOCK_M]: a product of pairs writes whole tiles. */
@@ -43,7 +44,7 @@ static scratch scratch_of_block(const scratch *first, int64_t index) {
 
 /* Lays the scratch out from base; returns how many floats it takes. */
 static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, float *base, scratch *w) {
-    int64_t used = 0;
+    int64_t used = 0, keys = plan->part_keys > BLOCK_N ? plan->part_keys : BLOCK_N;
 #define TAKE(name, count) w->name = (void *)(base + used), used += ((count) + 15) / 16 * 16
     TAKE(q_lanes, p->head_dim * BLOCK_M);
     TAKE(o_lanes, cuflash_round_up(p->head_dim_v, 16) * BLOCK_M);
@@ -54,14 +55,15 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
         used *= plan->together;
     }
     TAKE(s, BLOCK_N * BLOCK_M);
-    TAKE(k_buffer, BLOCK_N * p->head_dim);
-    TAKE(v_buffer, BLOCK_N * p->head_dim_v);
+    TAKE(k_buffer, keys * p->head_dim);
+    TAKE(v_buffer, keys * p->head_dim_v);
     if (pass == CUFLASH_FORWARD) {
         TAKE(few_q, FEW * plan->pad_d);
         TAKE(few_o, FEW * plan->pad_dv);
         TAKE(few_pairs, FEW * cuflash_round_up(p->head_dim, 32) / 2);
         return used;
     }
+    w->k = p->k, w->v = p->v;
     TAKE(d_o_lanes, p->head_dim_v * BLOCK_M);
     TAKE(dq_lanes, dq_block_floats(p));
     TAKE(q_rows, plan->pad_d * BLOCK_M);

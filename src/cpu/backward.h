@@ -76,14 +76,15 @@ static void gradient_tile(const row_block *block, int64_t count, float c, const 
     }
 }
 
-/* The block's rows, and whether they are such that a weight of 0 hides them. */
+/* The block's rows, and whether they are such that a weight of 0 hides them, where a tile is masked. */
 typedef struct {
     float_rows q, d_o;
     int finite_q, finite_d_o;
 } backward_rows;
 
 static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
-                          int64_t count, const backward_rows *rows, int add, const scratch *w, float *dk, float *dv) {
+                          int64_t count, const backward_rows *rows, int add, int add_dq, const scratch *w, float *dk,
+                          float *dv) {
     float_rows k = load_keys(block, &w->k, first, count, p->head_dim, w->k_buffer);
     float_rows v = load_keys(block, &w->v, first, count, p->head_dim_v, w->v_buffer);
     int masked = first + count > block->shared;
@@ -110,13 +111,13 @@ static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p
     }
     if (p->dq.data) {
         if (masked && !all_finite(k, count, p->head_dim))
-            visible_to_lanes(block, first, count, k, p->head_dim, w->ds, w->dq_lanes, 1);
+            visible_to_lanes(block, first, count, k, p->head_dim, w->ds, w->dq_lanes, add_dq);
         else
-            gemm_columns(p->head_dim, block->lanes, count, k.data, k.stride, w->ds, BLOCK_M, w->dq_lanes, BLOCK_M, 1);
+            gemm_columns(p->head_dim, block->lanes, count, k.data, k.stride, w->ds, BLOCK_M, w->dq_lanes, BLOCK_M, add_dq);
     }
 }
 
-/* The tiles of a block from key `begin` to `end`: adds to dq_lanes, and to dk and dv of the split, or begins these. */
+/* The tiles of a block from key `begin` to `end`: dq_lanes of them, and dk and dv, added to the split's, or the first of it. */
 static void backward_block(const cuflash_cpu_work *work, const row_block *block, const scratch *w, float *more, int64_t begin,
                            int64_t end, int add, float *dk, float *dv) {
     const cuflash_cpu_plan *plan = work->plan;
@@ -132,10 +133,12 @@ static void backward_block(const cuflash_cpu_work *work, const row_block *block,
     backward_rows rows = {
         load_rows_and_lanes(plan, block, &p->q, p->head_dim, plan->pad_d, query_factor(p), w->q_rows, w->q_lanes),
         load_rows_and_lanes(plan, block, &p->d_o, p->head_dim_v, plan->pad_dv, 1, w->d_o_rows, w->d_o_lanes), 0, 0};
-    rows.finite_q = all_finite(rows.q, block->rows, plan->pad_d);
-    rows.finite_d_o = all_finite(rows.d_o, block->rows, plan->pad_dv);
+    if (end > block->shared) { /* there is a masked tile */
+        rows.finite_q = all_finite(rows.q, block->rows, plan->pad_d);
+        rows.finite_d_o = all_finite(rows.d_o, block->rows, plan->pad_dv);
+    }
     for (int64_t first = begin; first < end && !cuflash_interrupted(work->ticket); first += BLOCK_N)
-        backward_tile(plan, p, block, first, tile_size(block, first), &rows, add, w, dk, dv);
+        backward_tile(plan, p, block, first, tile_size(block, first), &rows, add, first > begin, w, dk, dv);
 }
 
 /* dq of a block, from lanes of it. */
@@ -189,7 +192,7 @@ static void backward(const cuflash_cpu_work *work, int64_t unit, float *base) {
         }
         find_rows(work->rows, pair * plan->row_blocks + index, &w);
         if (plan->key_parts > 1) w.dq_lanes = dq + index * dq_block_floats(p);
-        memset(w.dq_lanes, 0, (size_t)dq_block_floats(p) * sizeof *w.dq_lanes);
+        if (begin >= seen) memset(w.dq_lanes, 0, (size_t)dq_block_floats(p) * sizeof *w.dq_lanes);
         backward_block(work, &block, &w, base + used, begin, seen, begun > begin, dk, dv);
         if (cuflash_interrupted(work->ticket)) return;
         if (seen > begun) begun = seen;

@@ -494,8 +494,8 @@ static inline __attribute__((always_inline)) void bf16_gradients(const int maske
 }
 
 static void bf16_backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
-                               int64_t count, bf16_odd_rows odd, int odd_keys, const char *packed, int add, const scratch *w,
-                               const bf16_scratch *x, float *dk, float *dv) {
+                               int64_t count, bf16_odd_rows odd, int odd_keys, const char *packed, int add, int add_dq,
+                               const scratch *w, const bf16_scratch *x, float *dk, float *dv) {
     int64_t keys = cuflash_round_up(count, 16), dim = cuflash_round_up(p->head_dim, BF16_ROWS);
     int64_t row_steps = cuflash_round_up(block->rows, BF16_K) / BF16_K;
     bf16_multiply_rows(plan, block, first, count, &p->k, x->k, &p->q, x->q, p->head_dim, query_factor(p),
@@ -521,7 +521,7 @@ static void bf16_backward_tile(const cuflash_cpu_plan *plan, const cuflash_probl
     }
     if (p->dq.data) {
         bf16_gemm(dim, block->lanes, cuflash_round_up(count, BF16_K) / BF16_K, bf16_turned_keys(packed, first, dim),
-                  (bf16_right){x->pairs, BF16_PAIRS}, w->dq_lanes, BLOCK_M, 1);
+                  (bf16_right){x->pairs, BF16_PAIRS}, w->dq_lanes, BLOCK_M, add_dq);
         if (odd_keys & ODD_TURNED) bf16_add_to_lanes(block, first, count, &p->k, p->head_dim, x->pairs, w->dq_lanes);
     }
 }
@@ -545,7 +545,8 @@ static void bf16_backward_block(const cuflash_cpu_work *work, const row_block *b
     bf16_begin();
     for (int64_t first = begin; first < end && !cuflash_interrupted(work->ticket); first += BF16_BLOCK_N) {
         int64_t count = end - first < BF16_BLOCK_N ? end - first : BF16_BLOCK_N;
-        bf16_backward_tile(plan, p, block, first, count, odd, odd_keys[first / BF16_BLOCK_N], packed, add, w, &x, dk, dv);
+        bf16_backward_tile(plan, p, block, first, count, odd, odd_keys[first / BF16_BLOCK_N], packed, add, first > begin, w, &x,
+                           dk, dv);
     }
     bf16_end();
 }

@@ -2,8 +2,10 @@
 -- help lists the options.
 --
 -- A forward pass counts 4 B H S^2 D operations, half of that where causal; a backward pass 2.5 times as many. Inputs are
--- normal random numbers. On the CPU each figure is the best of --repeats runs after one to warm up; on a CUDA device their
--- median, each after the L2 cache was flushed.
+-- normal random numbers. On the CPU a rate is the best of --repeats runs, each of calls for 0.05 s or of one; what they have of
+-- the peak is their median, each against multiply-adds between registers, on as many threads, right before and after it: clocks
+-- depend on how many cores work, and neighbours come and go. On a CUDA device a rate is the median, each run after the L2
+-- cache was flushed.
 
 local ffi = require "ffi"
 local cf = require "cuflash"
@@ -11,6 +13,7 @@ local cf = require "cuflash"
 ffi.cdef [[
 typedef struct { long seconds, nanoseconds; } bench_time;
 int clock_gettime(int clock, bench_time *time);
+double fma_peak(int threads, double seconds);
 ]]
 
 local MONOTONIC = 1
@@ -74,15 +77,38 @@ end
 
 -- ---- Timing -------------------------------------------------------------------------------------------------
 
-local function best(repeats, run)
-  run()
-  local least = math.huge
-  for _ = 1, repeats do
+local function median_of(values)
+  table.sort(values)
+  return (values[math.ceil(#values / 2)] + values[math.floor(#values / 2) + 1]) / 2
+end
+
+local fma -- of this instruction set; loaded where the CPU is timed
+
+local function peak()
+  local BURST = 0.01
+  local rate = fma.fma_peak(cf.num_threads(), BURST)
+  return rate > 0 and rate or fail("no float32 peak: multiply-adds did not run on %d threads", cf.num_threads())
+end
+
+-- The best rate of `work` billion operations, what the runs have of the peak, and the peaks; medians.
+local function beside_peak(repeats, work, call)
+  local LEAST_SECONDS = 0.05
+  local function seconds(calls)
     local start = now()
-    run()
-    least = math.min(least, now() - start)
+    for _ = 1, calls do call() end
+    return now() - start
   end
-  return least
+  call()
+  local calls = math.ceil(LEAST_SECONDS / seconds(1))
+  local most, shares, peaks, before = 0, {}, {}, peak()
+  for i = 1, repeats do
+    call() -- wakes its threads
+    local rate, after = work * calls / seconds(calls), peak()
+    most = math.max(most, rate)
+    shares[i], peaks[i] = 2 * rate / (before + after), (before + after) / 2
+    before = after
+  end
+  return most, median_of(shares), median_of(peaks)
 end
 
 local flush -- larger than any L2 cache; made where a CUDA device is timed
@@ -97,8 +123,7 @@ local function median(repeats, run)
     events[i] = {start, cf.cuda.event(flush.device):record()}
   end
   for i, pair in ipairs(events) do times[i] = pair[1]:elapsed(pair[2]) * 1e-3 end
-  table.sort(times)
-  return (times[math.ceil(repeats / 2)] + times[math.floor(repeats / 2) + 1]) / 2
+  return median_of(times)
 end
 
 local function measure(case, device)
@@ -109,25 +134,25 @@ local function measure(case, device)
   local d_o = cf.randn({case.batch, case.heads, case.seq, case.dim}, options)
   local out = cf.empty({case.batch, case.heads, case.seq, case.dim}, options)
   local work = 4 * case.batch * case.heads * case.seq ^ 2 * case.dim * (case.causal and 0.5 or 1) / 1e9
-  local time_of = device == "cpu" and best or median
   local context
-  local forward = time_of(case.repeats, function()
+  local function forward()
     local _
     _, context = cf.attention(q, k, v, {causal = case.causal, out = out})
-  end)
+  end
   local gradients = {dq = cf.empty_like(q), dk = cf.empty_like(k), dv = cf.empty_like(v)}
-  local backward = time_of(case.repeats, function() context:backward(d_o, gradients) end)
-  case.forward, case.backward = work / forward, 2.5 * work / backward
+  local function backward() context:backward(d_o, gradients) end
+  if device == "cpu" then
+    local around = {}
+    case.forward, case.forward_of_peak, around[1] = beside_peak(case.repeats, work, forward)
+    case.backward, case.backward_of_peak, around[2] = beside_peak(case.repeats, 2.5 * work, backward)
+    case.peak = (around[1] + around[2]) / 2
+  else
+    case.forward = work / median(case.repeats, forward)
+    case.backward = 2.5 * work / median(case.repeats, backward)
+  end
 end
 
 local HAVE_BFLOAT16 = {avx512bf16 = true, amx = true}
-
-local function peak(folder, threads)
-  local pipe = assert(io.popen(("'%s/fma_peak_%s' %d"):format(folder, cf.cpu.isa(), threads)))
-  local rate = tonumber(pipe:read "*l")
-  pipe:close()
-  return rate or fail("%s/fma_peak_%s did not run", folder, cf.cpu.isa())
-end
 
 local function cpu_name()
   local file = io.open "/proc/cpuinfo"
@@ -139,7 +164,7 @@ end
 local function to_json(results)
   local json = require "dkjson"
   return json.encode(results, {indent = true,
-    keyorder = {"cpu", "device", "isa", "version", "peaks", "rows", "processes", "threads", "dtype", "dim"}})
+    keyorder = {"cpu", "device", "isa", "version", "rows", "processes", "threads", "dtype", "dim"}})
 end
 
 -- ---- Options ------------------------------------------------------------------------------------------------
@@ -199,7 +224,8 @@ local function quote(text)
   return "'" .. text:gsub("'", "'\\''") .. "'"
 end
 
--- What so many processes of one thread each measure of a problem at the same time: causal or not, and the peak, added up.
+-- The rows of a problem, causal or not, that so many processes of one thread each measure at the same time: rates and peaks added
+-- up, and means of what they have of the peak.
 local function measure_processes(count, dtype, dim, seq)
   local json = require "dkjson"
   local interpreter = -1
@@ -221,60 +247,60 @@ local function measure_processes(count, dtype, dim, seq)
     if not one then fail("process %d of %d: %s", i, count, output) end
     if sum then
       for j, row in ipairs(one.rows) do
-        local all = sum.rows[j]
-        all.forward, all.backward = all.forward + row.forward, all.backward + row.backward
+        for _, key in ipairs {"forward", "forward_of_peak", "backward", "backward_of_peak", "peak"} do
+          sum[j][key] = sum[j][key] + row[key]
+        end
       end
-      sum.peaks[1].gflops = sum.peaks[1].gflops + one.peaks[1].gflops
     else
-      sum = one
+      sum = one.rows
     end
+  end
+  for _, row in ipairs(sum) do
+    row.processes = count
+    row.forward_of_peak, row.backward_of_peak = row.forward_of_peak / count, row.backward_of_peak / count
   end
   return sum
 end
 
-local HEADINGS = "dtype     dim    seq  heads  causal   forward  of peak  backward  of peak"
+local function print_headings()
+  print "dtype     dim    seq  heads  causal   forward  of peak  backward  of peak      peak"
+end
 
-local function print_row(case, limit)
-  print(("%-8s %4d %6d %6d  %-6s %8.1f %7.0f%% %9.1f %7.0f%%"):format(case.dtype, case.dim, case.seq, heads,
-    case.causal and "yes" or "no", case.forward, 100 * case.forward / limit, case.backward, 100 * case.backward / limit))
+local function print_row(case)
+  print(("%-8s %4d %6d %6d  %-6s %8.1f %7.0f%% %9.1f %7.0f%% %9.1f"):format(case.dtype, case.dim, case.seq, heads,
+    case.causal and "yes" or "no", case.forward, 100 * case.forward_of_peak, case.backward, 100 * case.backward_of_peak,
+    case.peak))
 end
 
 local function measure_cpu()
-  local results = {cpu = cpu_name(), isa = cf.cpu.isa(), version = cf.version, peaks = {}, rows = {}}
+  local results = {cpu = cpu_name(), isa = cf.cpu.isa(), version = cf.version, rows = {}}
   local overtaken = false
+  fma = ffi.load(("%s/libfma_peak_%s.so"):format(folder, cf.cpu.isa()))
   print(("%s, %s"):format(results.cpu, results.isa))
   for _, threads in ipairs(numbers(options, "threads")) do
     cf.num_threads(threads)
-    local limit = peak(folder, threads)
-    results.peaks[#results.peaks + 1] = {threads = threads, gflops = limit}
-    print(("\n%d thread%s: measured float32 FMA peak %.1f GFLOP/s"):format(threads, threads == 1 and "" or "s", limit))
-    print(HEADINGS)
+    print(("\n%d thread%s"):format(threads, threads == 1 and "" or "s"))
+    print_headings()
     each_case(threads, function(case)
       local own = case.dtype == "bfloat16" and HAVE_BFLOAT16[cf.cpu.isa()] -- instructions, which are not held to that peak
-      overtaken = overtaken or not own and math.max(case.forward, case.backward) > limit
+      overtaken = overtaken or not own and math.max(case.forward_of_peak, case.backward_of_peak) > 1
       results.rows[#results.rows + 1] = case
-      print_row(case, limit)
+      print_row(case)
     end)
   end
   if processes then
-    print(("\n%d process%s of one thread at the same time, added up, and of what multiply-adds have so"):format(processes,
-      processes == 1 and "" or "es"))
-    print(HEADINGS)
+    print(("\n%d process%s of one thread at the same time, added up"):format(processes, processes == 1 and "" or "es"))
+    print_headings()
     each_problem(function(dtype, dim, seq)
-      local sum = measure_processes(processes, dtype, dim, seq)
-      sum.peaks[1].processes = processes
-      results.peaks[#results.peaks + 1] = sum.peaks[1]
-      for _, case in ipairs(sum.rows) do
-        case.processes = processes
+      for _, case in ipairs(measure_processes(processes, dtype, dim, seq)) do
         results.rows[#results.rows + 1] = case
-        print_row(case, sum.peaks[1].gflops)
+        print_row(case)
       end
     end)
   end
-  print "\nforward and backward in GFLOP/s: 4 B H S^2 D operations a forward pass, half where causal, 2.5 times that backward"
-  if overtaken then
-    print "a rate above the peak: the machine was busy while the peak was measured; run it again for figures to keep"
-  end
+  print "\nGFLOP/s, of 4 B H S^2 D operations a forward pass, half where causal, 2.5 times that backward; the best of the runs."
+  print "peak: float32 multiply-adds between registers, on as many threads, before and after each run; of peak: medians of runs."
+  if overtaken then print "More than the peak: the machine was busy; run it again for figures to keep." end
   return results
 end
 

@@ -11,14 +11,14 @@ bench() { luajit "$root/bench/attention.lua" "$1/bench" "${@:2}" 2>&1; }
 contains() { grep -qE -- "$2" <<<"$1" || die "expected '$2' in: $1"; }
 
 output=$(bench "$1" --dim 32,40 --seq 64 --repeats 1 --threads 1 --json "$scratch/cpu.json")
-contains "$output" "^1 thread: measured float32 FMA peak +[0-9.]+ GFLOP/s$"
-contains "$output" "^float32 +40 +64 +2 +yes +[0-9.]+ +[0-9]+% +[0-9.]+ +[0-9]+%$"
+contains "$output" "^1 thread$"
+contains "$output" "^float32 +40 +64 +2 +yes +[0-9.]+ +[0-9]+% +[0-9.]+ +[0-9]+% +[1-9][0-9.]*$"
 [ "$(grep -c '"forward"' "$scratch/cpu.json")" = 4 ] || die "expected 4 rows in: $(cat "$scratch/cpu.json")"
 
 output=$(bench "$1" --dim 32 --seq 64 --repeats 1 --threads 1 --processes 3 --json "$scratch/sums.json")
 contains "$output" "^3 processes of one thread at the same time, added up"
 [ "$(grep -c '^float32 ' <<<"$output")" = 4 ] || die "expected 4 rows in: $output"
-[ "$(grep -c '"processes":3' "$scratch/sums.json")" = 3 ] || die "expected a peak and 2 rows in: $(cat "$scratch/sums.json")"
+[ "$(grep -c '"processes":3' "$scratch/sums.json")" = 2 ] || die "expected 2 rows in: $(cat "$scratch/sums.json")"
 
 output=$(bench "$1" --dim 257 --device cuda) && die "--dim 257 is an error on a CUDA device, got: $output"
 contains "$output" "^bench: --dim: expected 1 to 256, got 257$"

@@ -3,8 +3,7 @@
 # The programs and the library find each other, and the compiler's libraries, where they lie together: script/bundle copies them.
 set_property(TARGET cuflash PROPERTY BUILD_RPATH "$ORIGIN")
 get_property(programs DIRECTORY PROPERTY BUILDSYSTEM_TARGETS)
-list(TRANSFORM cuflash_variants PREPEND fma_peak_ OUTPUT_VARIABLE peaks)
-foreach(program IN LISTS programs peaks ITEMS c_api cpp_api)
+foreach(program IN LISTS programs ITEMS c_api cpp_api)
   if(TARGET ${program})
     set_target_properties(${program} PROPERTIES BUILD_RPATH_USE_ORIGIN ON BUILD_RPATH "$ORIGIN/..")
   endif()

@@ -175,7 +175,7 @@ static void backward(const cuflash_cpu_work *work, int64_t unit, float *base) {
     const cuflash_cpu_plan *plan = work->plan;
     const cuflash_problem *p = work->p;
     int64_t split = unit % plan->splits, pair = unit / plan->splits % plan->pairs, part = unit / plan->splits / plan->pairs;
-    int64_t begin = part_begin(plan, p, part), end = part_begin(plan, p, part + 1);
+    int64_t begin = cuflash_part_begin(plan, p, part), end = cuflash_part_begin(plan, p, part + 1);
     float *dk = work->partials + (pair * plan->splits + split) * plan->partial_floats, *dv = dk + plan->pad_k * plan->pad_d;
     float *dq = work->dq_parts + (pair * plan->key_parts + part) * plan->dq_floats;
     scratch w;
@@ -213,7 +213,7 @@ static void backward_finish_rows(const cuflash_cpu_work *work, int64_t number, f
     scratch w;
     lay_out(plan, p, CUFLASH_BACKWARD, base, &w);
     memset(w.dq_lanes, 0, (size_t)floats * sizeof *w.dq_lanes);
-    for (int64_t part = 0; part < plan->key_parts && part_begin(plan, p, part) < block.keys; part++) {
+    for (int64_t part = 0; part < plan->key_parts && cuflash_part_begin(plan, p, part) < block.keys; part++) {
         const float *dq = work->dq_parts + (pair * plan->key_parts + part) * plan->dq_floats + index * floats;
         for (int64_t i = 0; i < floats; i += VL) v_store(w.dq_lanes + i, v_load(w.dq_lanes + i) + v_load(dq + i));
     }

@@ -105,30 +105,43 @@ static double multiply_adds(const cuflash_problem *p, cuflash_pass pass) {
     return (double)(pass == CUFLASH_BACKWARD ? 3 * p->head_dim + 2 * p->head_dim_v : p->head_dim + p->head_dim_v);
 }
 
-/* How many keys a query sees, on average. */
+/* How many of the keys from `key` on queries see, all of them together. */
+static double seen_from(const cuflash_problem *p, double key) {
+    double left = (double)p->seq_k - key, rows = (double)p->seq_q;
+    if (!p->causal) return rows * left;
+    if (rows > left) rows = left;
+    return rows * left - rows * (rows - 1) / 2; /* the last query sees all that are left, the one before one less */
+}
+
 static double mean_visible_keys(const cuflash_problem *p) {
-    double seq_q = (double)p->seq_q, seq_k = (double)p->seq_k;
-    if (!p->causal) return seq_k;
-    return seq_q <= seq_k ? seq_k - (seq_q - 1) / 2 : seq_k * (seq_k + 1) / (2 * seq_q);
+    return seen_from(p, 0) / (double)p->seq_q;
 }
 
 /* How a backward's keys are cut into parts and its row blocks dealt out to splits: so that units are done soonest by 16 threads
- * that are not equally fast. Parts cost sums of dq, and rows that are laid out again for each; splits cost sums of dk and dv,
- * which are filled and read. The problem alone decides, so that results do not depend on the number of threads. */
+ * that are not equally fast, which in the end wait for about half of the last 16 units. Parts cost sums of dq, and rows that are
+ * laid out again for each; splits cost sums of dk and dv, which are filled and read. The problem alone decides, so that results
+ * do not depend on the number of threads. */
 static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
-    enum { THREADS = 16, MOST = 8 * THREADS, FEWEST_KEYS = 384 }; /* MOST: units */
-    const double WORK = 0.016e-9, WORK_ON_PAIRS = 0.0025e-9;      /* seconds: of a multiply-add on one thread, */
-    const double MOVE = 0.5e-9, LAY_OUT = 1.5e-9; /* of a float32 that is moved, and one of Q's that is laid out */
-    double work = (double)plan->rows * mean_visible_keys(p) * multiply_adds(p, CUFLASH_BACKWARD) *
-                  (plan->packed_bytes > 0 ? WORK_ON_PAIRS : WORK);
+    enum { THREADS = 16, MOST = 8 * THREADS };               /* MOST: units */
+    const double WORK = 0.016e-9, WORK_ON_PAIRS = 0.0025e-9; /* seconds: of a multiply-add on one thread, */
+    const double MOVE = 0.5e-9, LAY_OUT = 1.5e-9;            /* of a float32 that is moved, and one of Q's that is laid out */
+    double seen = seen_from(p, 0), work = (double)plan->group * seen * multiply_adds(p, CUFLASH_BACKWARD) *
+                                          (plan->packed_bytes > 0 ? WORK_ON_PAIRS : WORK);
     double dq = (double)plan->rows * (double)plan->pad_d, dk_dv = (double)plan->pad_k * (double)(plan->pad_d + plan->pad_dv);
     double least = -1;
-    for (int64_t parts = 1; parts == 1 || (plan->pairs * parts <= MOST && parts <= p->seq_k / FEWEST_KEYS); parts++)
+    if (seen == 0) return;
+    cuflash_cpu_plan tried = *plan;
+    for (int64_t parts = 1; parts == 1 || (plan->pairs * parts <= MOST && cuflash_can_cut(plan, p, parts)); parts++)
         for (int64_t splits = 1; splits == 1 || (plan->pairs * parts * splits <= MOST && splits <= plan->row_blocks);
              splits++) {
-            double units = (double)(plan->pairs * parts * splits);
+            tried.key_parts = parts;
+            double last = (double)THREADS / (double)(plan->pairs * splits); /* parts that are the last 16 units */
+            int64_t whole = last < (double)parts ? (int64_t)last : 0;
+            double from = seen_from(p, (double)cuflash_part_begin(&tried, p, parts - whole)) / seen;
+            double before = seen_from(p, (double)cuflash_part_begin(&tried, p, parts - whole - 1)) / seen;
+            double waits = last < (double)parts ? from + (last - (double)whole) * (before - from) : last / (double)parts;
             double extra = (double)parts * dq * (LAY_OUT + (parts > 1 ? 2 * MOVE : 0)) + (double)splits * dk_dv * 3 * MOVE;
-            double time = (work + extra) * (1 + 0.5 * THREADS / units);
+            double time = (work + extra) * (1 + waits / 2);
             if (least >= 0 && time >= least) continue;
             plan->key_parts = parts, plan->splits = splits, least = time;
         }
@@ -139,8 +152,12 @@ static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
 static int64_t keys_to_convert(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
     enum { MOST_KEYS = 4096 };
     if (p->dtype == CUFLASH_FLOAT32 || plan->packed_bytes > 0 || plan->row_blocks <= plan->splits) return 0;
-    int64_t tile = plan->kernels->block_n, tiles = (cuflash_key_blocks(p, tile) + plan->key_parts - 1) / plan->key_parts;
-    return tiles <= MOST_KEYS / tile ? tiles * tile : 0;
+    int64_t keys = 0;
+    for (int64_t part = 0; part < plan->key_parts; part++) {
+        int64_t size = cuflash_part_begin(plan, p, part + 1) - cuflash_part_begin(plan, p, part);
+        if (size > keys) keys = size;
+    }
+    return keys <= MOST_KEYS ? keys : 0;
 }
 
 /* A thread that gets less work than this, in multiply-adds, costs more to wake than it saves: 16 us in float32. Threads that sleep

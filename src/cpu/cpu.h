@@ -2,6 +2,8 @@
 #ifndef CUFLASH_CPU_H
 #define CUFLASH_CPU_H
 
+#include <math.h>
+
 #include "problem.h"
 
 static inline int64_t cuflash_round_up(int64_t x, int64_t to) {
@@ -89,6 +91,30 @@ typedef struct cuflash_cpu_kernels {
     cuflash_cpu_stage *backward_finish_rows; /* of a row block: adds up dq of the parts, and writes it */
     cuflash_cpu_stage *backward_finish_keys; /* of block_n keys: adds up dk and dv of the splits, and writes them */
 } cuflash_cpu_kernels;
+
+/* Keys of a backward see the same work where nothing is masked, the later ones less where it is causal. Parts of them do the less
+ * the later they are: the last units are small, so that threads end together. */
+static inline bool cuflash_parts_shrink(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
+    return plan->pass == CUFLASH_BACKWARD && !p->causal;
+}
+
+/* Where a part of the keys begins: at a tile. */
+static inline int64_t cuflash_part_begin(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t part) {
+    int64_t size = plan->packed_bytes > 0 ? plan->kernels->pack_n : plan->kernels->block_n, tiles = cuflash_key_blocks(p, size);
+    int64_t first = tiles * part / plan->key_parts;
+    if (cuflash_parts_shrink(plan, p)) {
+        double left = (double)(plan->key_parts - part) / (double)plan->key_parts;
+        first = tiles - (int64_t)ceil((double)tiles * left * left);
+    }
+    return first * size < p->seq_k ? first * size : p->seq_k;
+}
+
+/* Are there tiles enough for so many parts of a backward? */
+static inline bool cuflash_can_cut(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t parts) {
+    enum { FEWEST_TILES = 4 };
+    int64_t tiles = cuflash_key_blocks(p, plan->kernels->block_n);
+    return cuflash_parts_shrink(plan, p) ? parts * parts <= tiles : parts * FEWEST_TILES <= tiles;
+}
 
 cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, int threads,
                                      size_t *workspace_bytes);

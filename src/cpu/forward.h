@@ -234,7 +234,8 @@ static void keep_block(const cuflash_cpu_work *work, int64_t unit, const row_blo
 static void forward(const cuflash_cpu_work *work, int64_t unit, float *base) {
     const cuflash_cpu_plan *plan = work->plan;
     const cuflash_problem *p = work->p;
-    int64_t part = unit % plan->key_parts, begin = part_begin(plan, p, part), end = part_begin(plan, p, part + 1);
+    int64_t part = unit % plan->key_parts, begin = cuflash_part_begin(plan, p, part),
+            end = cuflash_part_begin(plan, p, part + 1);
     int64_t groups = (plan->row_blocks + plan->together - 1) / plan->together, group = unit / plan->key_parts;
     int64_t first = group % groups * plan->together, n = 0;
     row_block blocks[CUFLASH_MOST_TOGETHER];
@@ -263,7 +264,8 @@ static void forward_finish(const cuflash_cpu_work *work, int64_t number, float *
     scratch w;
     lay_out(plan, p, CUFLASH_FORWARD, base, &w);
     int64_t rows = block.rows, parts = 0;
-    while (parts < plan->key_parts && part_begin(plan, p, parts) < block.keys) parts++; /* which have keys that a row sees */
+    while (parts < plan->key_parts && cuflash_part_begin(plan, p, parts) < block.keys)
+        parts++; /* which have keys that a row sees */
     for (int64_t r = 0; r < rows; r++) {
         w.max[r] = -INFINITY, w.sum[r] = 0;
         for (int64_t part = 0; part < parts; part++) w.max[r] = fmaxf(w.max[r], partials[part * plan->partial_floats + r]);

@@ -155,13 +155,6 @@ static float_rows load_keys(const row_block *block, const cuflash_operand *x, in
     return (float_rows){buffer, dim};
 }
 
-/* Where a part of the keys begins: at a tile. */
-static int64_t part_begin(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t part) {
-    int64_t size = plan->packed_bytes > 0 ? plan->kernels->pack_n : BLOCK_N, blocks = cuflash_key_blocks(p, size);
-    int64_t first = blocks * part / plan->key_parts * size;
-    return first < p->seq_k ? first : p->seq_k;
-}
-
 /* ---- Masking ------------------------------------------------------------------------------------ */
 
 /* How many keys of a tile a vector of lanes sees. */

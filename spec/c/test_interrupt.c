@@ -251,7 +251,7 @@ static void test_setting_changes(const struct sigaction *own) {
 
 int main(void) {
     int64_t live = check_live_bytes();
-    make(&big, 10000000, 20000);
+    make(&big, 1000000, 200000);
     make(&small, 40, 20);
     test_interrupt();
 

@@ -1,5 +1,6 @@
 #include "cpu/cpu.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -117,6 +118,16 @@ static double mean_visible_keys(const cuflash_problem *p) {
     return seen_from(p, 0) / (double)p->seq_q;
 }
 
+/* What the last so many units of a backward have of its work; more than all of it where there are not so many. */
+static double share_of_last(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t units) {
+    double parts = (double)units / (double)(plan->pairs * plan->splits);
+    if (parts >= (double)plan->key_parts) return parts / (double)plan->key_parts;
+    int64_t last = plan->key_parts - (int64_t)parts; /* this one and those behind it, and of the one before a share */
+    double behind = seen_from(p, (double)cuflash_part_begin(plan, p, last));
+    double before = seen_from(p, (double)cuflash_part_begin(plan, p, last - 1)) - behind;
+    return (behind + (parts - floor(parts)) * before) / seen_from(p, 0);
+}
+
 /* How a backward's keys are cut into parts and its row blocks dealt out to splits: so that units are done soonest by 16 threads
  * that are not equally fast, which in the end wait for about half of the last 16 units. Parts cost sums of dq, and rows that are
  * laid out again for each; splits cost sums of dk and dv, which are filled and read. The problem alone decides, so that results
@@ -125,25 +136,26 @@ static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
     enum { THREADS = 16, MOST = 8 * THREADS };               /* MOST: units */
     const double WORK = 0.016e-9, WORK_ON_PAIRS = 0.0025e-9; /* seconds: of a multiply-add on one thread, */
     const double MOVE = 0.5e-9, LAY_OUT = 1.5e-9;            /* of a float32 that is moved, and one of Q's that is laid out */
-    double seen = seen_from(p, 0), work = (double)plan->group * seen * multiply_adds(p, CUFLASH_BACKWARD) *
-                                          (plan->packed_bytes > 0 ? WORK_ON_PAIRS : WORK);
+    const double MEMORY = 0.03;                              /* as much as all tensors have is worth so much of the time */
+    double seen = seen_from(p, 0), least = -1;
+    double work =
+        (double)plan->group * seen * multiply_adds(p, CUFLASH_BACKWARD) * (plan->packed_bytes > 0 ? WORK_ON_PAIRS : WORK);
     double dq = (double)plan->rows * (double)plan->pad_d, dk_dv = (double)plan->pad_k * (double)(plan->pad_d + plan->pad_dv);
-    double least = -1;
+    double tensors = 2 * (double)(plan->rows + plan->pad_k) * (double)(plan->pad_d + plan->pad_dv);
     if (seen == 0) return;
-    cuflash_cpu_plan tried = *plan;
-    for (int64_t parts = 1; parts == 1 || (plan->pairs * parts <= MOST && cuflash_can_cut(plan, p, parts)); parts++)
-        for (int64_t splits = 1; splits == 1 || (plan->pairs * parts * splits <= MOST && splits <= plan->row_blocks);
-             splits++) {
-            tried.key_parts = parts;
-            double last = (double)THREADS / (double)(plan->pairs * splits); /* parts that are the last 16 units */
-            int64_t whole = last < (double)parts ? (int64_t)last : 0;
-            double from = seen_from(p, (double)cuflash_part_begin(&tried, p, parts - whole)) / seen;
-            double before = seen_from(p, (double)cuflash_part_begin(&tried, p, parts - whole - 1)) / seen;
-            double waits = last < (double)parts ? from + (last - (double)whole) * (before - from) : last / (double)parts;
-            double extra = (double)parts * dq * (LAY_OUT + (parts > 1 ? 2 * MOVE : 0)) + (double)splits * dk_dv * 3 * MOVE;
-            double time = (work + extra) * (1 + waits / 2);
+    cuflash_cpu_plan cut = *plan;
+    for (cut.key_parts = 1;
+         cut.key_parts == 1 || (plan->pairs * cut.key_parts <= MOST && cuflash_can_cut(plan, p, cut.key_parts));
+         cut.key_parts++)
+        for (cut.splits = 1;
+             cut.splits == 1 || (plan->pairs * cut.key_parts * cut.splits <= MOST && cut.splits <= plan->row_blocks);
+             cut.splits++) {
+            double parts = (double)cut.key_parts, splits = (double)cut.splits;
+            double extra = parts * dq * (LAY_OUT + (parts > 1 ? 2 * MOVE : 0)) + splits * dk_dv * 3 * MOVE;
+            double memory = ((parts > 1 ? parts * dq : 0) + splits * dk_dv) / tensors;
+            double time = (work + extra) * (1 + share_of_last(&cut, p, THREADS) / 2) * (1 + MEMORY * memory);
             if (least >= 0 && time >= least) continue;
-            plan->key_parts = parts, plan->splits = splits, least = time;
+            plan->key_parts = cut.key_parts, plan->splits = cut.splits, least = time;
         }
 }
 

@@ -2,8 +2,6 @@
 #ifndef CUFLASH_CPU_H
 #define CUFLASH_CPU_H
 
-#include <math.h>
-
 #include "problem.h"
 
 static inline int64_t cuflash_round_up(int64_t x, int64_t to) {
@@ -92,8 +90,8 @@ typedef struct cuflash_cpu_kernels {
     cuflash_cpu_stage *backward_finish_keys; /* of block_n keys: adds up dk and dv of the splits, and writes them */
 } cuflash_cpu_kernels;
 
-/* Keys of a backward see the same work where nothing is masked, the later ones less where it is causal. Parts of them do the less
- * the later they are: the last units are small, so that threads end together. */
+/* Do later parts of the keys have fewer of them? The last units of a backward are to be small, so that threads end together. Where it
+ * is causal they are so of equal parts, as fewer rows see the later ones. */
 static inline bool cuflash_parts_shrink(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
     return plan->pass == CUFLASH_BACKWARD && !p->causal;
 }
@@ -101,10 +99,10 @@ static inline bool cuflash_parts_shrink(const cuflash_cpu_plan *plan, const cufl
 /* Where a part of the keys begins: at a tile. */
 static inline int64_t cuflash_part_begin(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t part) {
     int64_t size = plan->packed_bytes > 0 ? plan->kernels->pack_n : plan->kernels->block_n, tiles = cuflash_key_blocks(p, size);
-    int64_t first = tiles * part / plan->key_parts;
-    if (cuflash_parts_shrink(plan, p)) {
-        double left = (double)(plan->key_parts - part) / (double)plan->key_parts;
-        first = tiles - (int64_t)ceil((double)tiles * left * left);
+    int64_t parts = plan->key_parts, left = parts - part, first = tiles * part / parts;
+    if (cuflash_parts_shrink(plan, p)) { /* of parts^2 pieces left^2 are left */
+        int64_t pieces = parts * parts, some = tiles / pieces, others = tiles % pieces;
+        first = tiles - some * left * left - (others * left * left + pieces - 1) / pieces;
     }
     return first * size < p->seq_k ? first * size : p->seq_k;
 }

@@ -142,10 +142,10 @@ local function measure(case, device)
   local gradients = {dq = cf.empty_like(q), dk = cf.empty_like(k), dv = cf.empty_like(v)}
   local function backward() context:backward(d_o, gradients) end
   if device == "cpu" then
-    local around = {}
-    case.forward, case.forward_of_peak, around[1] = beside_peak(case.repeats, work, forward)
-    case.backward, case.backward_of_peak, around[2] = beside_peak(case.repeats, 2.5 * work, backward)
-    case.peak = (around[1] + around[2]) / 2
+    local peak_forward, peak_backward
+    case.forward, case.forward_of_peak, peak_forward = beside_peak(case.repeats, work, forward)
+    case.backward, case.backward_of_peak, peak_backward = beside_peak(case.repeats, 2.5 * work, backward)
+    case.peak = (peak_forward + peak_backward) / 2
   else
     case.forward = work / median(case.repeats, forward)
     case.backward = 2.5 * work / median(case.repeats, backward)

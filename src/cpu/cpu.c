@@ -128,6 +128,13 @@ static double share_of_last(const cuflash_cpu_plan *plan, const cuflash_problem 
     return (behind + (parts - floor(parts)) * before) / seen_from(p, 0);
 }
 
+/* Are there tiles enough for so many parts of a backward? */
+static bool can_cut(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t parts) {
+    enum { FEWEST_TILES = 4 };
+    int64_t tiles = cuflash_key_blocks(p, plan->kernels->block_n);
+    return cuflash_parts_shrink(plan, p) ? parts * parts <= tiles : parts * FEWEST_TILES <= tiles;
+}
+
 /* How a backward's keys are cut into parts and its row blocks dealt out to splits: so that units are done soonest by 16 threads
  * that are not equally fast, which in the end wait for about half of the last 16 units. Parts cost sums of dq, and rows that are
  * laid out again for each; splits cost sums of dk and dv, which are filled and read. The problem alone decides, so that results
@@ -144,8 +151,7 @@ static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
     double tensors = 2 * (double)(plan->rows + plan->pad_k) * (double)(plan->pad_d + plan->pad_dv);
     if (seen == 0) return;
     cuflash_cpu_plan cut = *plan;
-    for (cut.key_parts = 1;
-         cut.key_parts == 1 || (plan->pairs * cut.key_parts <= MOST && cuflash_can_cut(plan, p, cut.key_parts));
+    for (cut.key_parts = 1; cut.key_parts == 1 || (plan->pairs * cut.key_parts <= MOST && can_cut(plan, p, cut.key_parts));
          cut.key_parts++)
         for (cut.splits = 1;
              cut.splits == 1 || (plan->pairs * cut.key_parts * cut.splits <= MOST && cut.splits <= plan->row_blocks);

@@ -90,8 +90,8 @@ typedef struct cuflash_cpu_kernels {
     cuflash_cpu_stage *backward_finish_keys; /* of block_n keys: adds up dk and dv of the splits, and writes them */
 } cuflash_cpu_kernels;
 
-/* Do later parts of the keys have fewer of them? The last units of a backward are to be small, so that threads end together. Where it
- * is causal they are so of equal parts, as fewer rows see the later ones. */
+/* Do later parts of the keys have fewer of them? The last units of a backward are to be small, so that threads end together.
+ * Where it is causal they are so of equal parts, as fewer rows see the later ones. */
 static inline bool cuflash_parts_shrink(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
     return plan->pass == CUFLASH_BACKWARD && !p->causal;
 }
@@ -105,13 +105,6 @@ static inline int64_t cuflash_part_begin(const cuflash_cpu_plan *plan, const cuf
         first = tiles - some * left * left - (others * left * left + pieces - 1) / pieces;
     }
     return first * size < p->seq_k ? first * size : p->seq_k;
-}
-
-/* Are there tiles enough for so many parts of a backward? */
-static inline bool cuflash_can_cut(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t parts) {
-    enum { FEWEST_TILES = 4 };
-    int64_t tiles = cuflash_key_blocks(p, plan->kernels->block_n);
-    return cuflash_parts_shrink(plan, p) ? parts * parts <= tiles : parts * FEWEST_TILES <= tiles;
 }
 
 cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, int threads,

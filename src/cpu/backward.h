@@ -117,28 +117,34 @@ static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p
     }
 }
 
-/* The tiles of a block from key `begin` to `end`: dq_lanes of them, and dk and dv, added to the split's, or the first of it. */
-static void backward_block(const cuflash_cpu_work *work, const row_block *block, const scratch *w, float *more, int64_t begin,
-                           int64_t end, int add, float *dk, float *dv) {
+/* The tiles of a block from key `begin` on: dq_lanes of them, and dk and dv, added to the split's, or the first of it. */
+static void backward_block(const cuflash_cpu_work *work, const row_block *block, const scratch *w, int64_t begin, int add,
+                           float *dk, float *dv) {
     const cuflash_cpu_plan *plan = work->plan;
     const cuflash_problem *p = work->p;
-#ifdef __AVX512BF16__
-    if (plan->packed_bytes > 0) {
-        bf16_backward_block(work, block, w, more, begin, end, add, dk, dv);
-        return;
-    }
-#else
-    (void)more;
-#endif
     backward_rows rows = {
         load_rows_and_lanes(plan, block, &p->q, p->head_dim, plan->pad_d, query_factor(p), w->q_rows, w->q_lanes),
         load_rows_and_lanes(plan, block, &p->d_o, p->head_dim_v, plan->pad_dv, 1, w->d_o_rows, w->d_o_lanes), 0, 0};
-    if (end > block->shared) { /* there is a masked tile */
+    if (block->keys > block->shared) { /* there is a masked tile */
         rows.finite_q = all_finite(rows.q, block->rows, plan->pad_d);
         rows.finite_d_o = all_finite(rows.d_o, block->rows, plan->pad_dv);
     }
-    for (int64_t first = begin; first < end && !cuflash_interrupted(work->ticket); first += BLOCK_N)
+    for (int64_t first = begin; first < block->keys && !cuflash_interrupted(work->ticket); first += BLOCK_N)
         backward_tile(plan, p, block, first, tile_size(block, first), &rows, add, first > begin, w, dk, dv);
+}
+
+/* The same of n blocks that go through the keys together: of pairs; otherwise there is one. */
+static void backward_blocks(const cuflash_cpu_work *work, const row_block *blocks, const scratch *w, int64_t n, float *more,
+                            int64_t begin, int add, float *dk, float *dv) {
+#ifdef __AVX512BF16__
+    if (work->plan->packed_bytes > 0) {
+        bf16_backward_blocks(work, blocks, w, n, more, begin, add, dk, dv);
+        return;
+    }
+#else
+    (void)n, (void)more;
+#endif
+    backward_block(work, blocks, w, begin, add, dk, dv);
 }
 
 /* dq of a block, from lanes of it. */
@@ -168,9 +174,9 @@ static cuflash_operand convert_keys(const row_block *block, const cuflash_operan
     return (cuflash_operand){.data = (void *)first, .dtype = CUFLASH_FLOAT32, .seq = dim};
 }
 
-/* One split of a pair's rows by one part of its keys: row blocks one after the other, the last first, as it sees all keys that
- * others see. dk and dv of these keys are summed in the split's partial; dq is the unit's alone where the keys are one part, else
- * it is summed where the part keeps it. Units of the first keys, which the most rows see, come first. */
+/* One split of a pair's rows by one part of its keys: row blocks one after the other, or so many together, the last first, as it
+ * sees all keys that others see. dk and dv of these keys are summed in the split's partial; dq is the unit's alone where the keys
+ * are one part, else it is summed where the part keeps it. Units of the first keys, which the most rows see, come first. */
 static void backward(const cuflash_cpu_work *work, int64_t unit, float *base) {
     const cuflash_cpu_plan *plan = work->plan;
     const cuflash_problem *p = work->p;
@@ -178,28 +184,40 @@ static void backward(const cuflash_cpu_work *work, int64_t unit, float *base) {
     int64_t begin = cuflash_part_begin(plan, p, part), end = cuflash_part_begin(plan, p, part + 1);
     float *dk = work->partials + (pair * plan->splits + split) * plan->partial_floats, *dv = dk + plan->pad_k * plan->pad_d;
     float *dq = work->dq_parts + (pair * plan->key_parts + part) * plan->dq_floats;
-    scratch w;
-    int64_t used = lay_out(plan, p, CUFLASH_BACKWARD, base, &w);
+    row_block blocks[CUFLASH_MOST_TOGETHER];
+    scratch w[CUFLASH_MOST_TOGETHER], own;
+    float *more = base + lay_out(plan, p, CUFLASH_BACKWARD, base, &own);
+    int64_t floats = dq_block_floats(p);
     int64_t begun = begin; /* keys up to here have a sum */
-    for (int64_t index = (plan->row_blocks - 1 - split) / plan->splits * plan->splits + split; index >= 0;
-         index -= plan->splits) {
-        row_block block = block_at(plan, p, pair, index);
-        int64_t seen = end < block.keys ? end : block.keys;
-        if (plan->key_parts > 1 && begin >= seen) break;
-        if (plan->part_keys > 0 && w.k.data == p->k.data) { /* the first block, which sees all that others see */
-            w.k = convert_keys(&block, &p->k, begin, seen, p->head_dim, w.k_buffer);
-            w.v = convert_keys(&block, &p->v, begin, seen, p->head_dim_v, w.v_buffer);
+    int64_t index = (plan->row_blocks - 1 - split) / plan->splits * plan->splits + split;
+    while (index >= 0) {
+        int64_t n = 0;
+        for (; n < plan->together && index >= 0; n++, index -= plan->splits) {
+            blocks[n] = block_at(plan, p, pair, index);
+            if (blocks[n].keys > end) blocks[n].keys = end;
+            if (plan->key_parts > 1 && begin >= blocks[n].keys) {
+                index = -1; /* this one and the rest see none of the part */
+                break;
+            }
+            w[n] = own;
+            w[n].dq_lanes = plan->key_parts > 1 ? dq + index * floats : own.dq_lanes + n * floats;
+            find_rows(work->rows, pair * plan->row_blocks + index, &w[n]);
+            if (begin >= blocks[n].keys) memset(w[n].dq_lanes, 0, (size_t)floats * sizeof(float));
         }
-        find_rows(work->rows, pair * plan->row_blocks + index, &w);
-        if (plan->key_parts > 1) w.dq_lanes = dq + index * dq_block_floats(p);
-        if (begin >= seen) memset(w.dq_lanes, 0, (size_t)dq_block_floats(p) * sizeof *w.dq_lanes);
-        backward_block(work, &block, &w, base + used, begin, seen, begun > begin, dk, dv);
+        if (n == 0) break;
+        int64_t seen = blocks[0].keys;
+        if (plan->part_keys > 0 && own.k.data == p->k.data) { /* the first block, which sees all that others see */
+            w[0].k = own.k = convert_keys(&blocks[0], &p->k, begin, seen, p->head_dim, own.k_buffer);
+            w[0].v = own.v = convert_keys(&blocks[0], &p->v, begin, seen, p->head_dim_v, own.v_buffer);
+        }
+        backward_blocks(work, blocks, w, n, more, begin, begun > begin, dk, dv);
         if (cuflash_interrupted(work->ticket)) return;
         if (seen > begun) begun = seen;
-        if (!p->dq.data) continue;
-        for (int64_t r = 0; r < block.rows; r++)
-            if (w.shift[r] == -INFINITY) clear_lane(w.dq_lanes, p->head_dim, r);
-        if (plan->key_parts == 1) store_dq(plan, p, &block, w.dq_lanes);
+        for (int64_t i = 0; i < n && p->dq.data; i++) {
+            for (int64_t r = 0; r < blocks[i].rows; r++)
+                if (w[i].shift[r] == -INFINITY) clear_lane(w[i].dq_lanes, p->head_dim, r);
+            if (plan->key_parts == 1) store_dq(plan, p, &blocks[i], w[i].dq_lanes);
+        }
     }
     memset(dk + begun * plan->pad_d, 0, (size_t)((end - begun) * plan->pad_d) * sizeof *dk);
     memset(dv + begun * plan->pad_dv, 0, (size_t)((end - begun) * plan->pad_dv) * sizeof *dv);

@@ -209,6 +209,11 @@ static void bf16_add_to_lanes(const row_block *block, int64_t first, int64_t cou
         }
 }
 
+/* Columns of P and dS of a backward: rows of all blocks that go through the keys together. */
+static int64_t bf16_columns(const cuflash_cpu_plan *plan) {
+    return plan->together * BLOCK_M;
+}
+
 /* out[key][d] += weight[key][row] y over the odd numbers of rows' y. */
 static void bf16_add_to_keys(const cuflash_cpu_plan *plan, const row_block *block, int64_t first, int64_t count,
                              const cuflash_operand *rows, int64_t dim, const char *weights, float *out, int64_t pad) {
@@ -218,40 +223,55 @@ static void bf16_add_to_keys(const cuflash_cpu_plan *plan, const row_block *bloc
             uint16_t y = bf16_query_row(plan, block, rows, r)[d];
             if (!is_odd(y)) continue;
             for (int64_t j = 0; j < count && block->limit[r] > first + j; j++)
-                out[j * pad + d] += cuflash_bfloat_to_float(weight[j * BLOCK_M + r]) * cuflash_bfloat_to_float(y);
+                out[j * pad + d] += cuflash_bfloat_to_float(weight[j * bf16_columns(plan) + r]) * cuflash_bfloat_to_float(y);
         }
 }
 
 /* ---- A block of rows ---------------------------------------------------------------------------- */
 
-/* What a thread works in. */
+/* What a thread works in; in a backward the next block that goes through the keys with this one has what lies behind it, or in
+ * the next columns. */
 typedef struct {
     char *q, *d_o;           /* pairs of d: [dim / 2][BLOCK_M][2] */
     char *q_rows, *d_o_rows; /* pairs of rows: [BLOCK_M / 2][pad][2] */
     char *k, *v;             /* tiles of keys, padded */
     char *pairs;             /* of keys, of P or dS: [BF16_BLOCK_N / 2][BLOCK_M][2] */
-    char *p, *ds;            /* [BF16_BLOCK_N][BLOCK_M] */
+    char *p, *ds;            /* [BF16_BLOCK_N][bf16_columns] */
     float *s, *dp;           /* [BF16_BLOCK_N][BLOCK_M]; forward, of BF16_SCORES_N keys */
 } bf16_scratch;
 
 static int64_t bf16_lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, float *base, bf16_scratch *w) {
     int64_t used = 0, dim = cuflash_round_up(p->head_dim, BF16_K), dim_v = cuflash_round_up(p->head_dim_v, BF16_K);
+    int64_t rows = bf16_columns(plan);
     char *at = (char *)base;
 #define TAKE(name, bytes) w->name = (void *)(at + used), used += ((bytes) + 63) / 64 * 64
-    TAKE(q, dim * BLOCK_M * 2);
+    TAKE(q, dim * rows * 2);
     TAKE(k, BF16_BLOCK_N * dim * 2);
     TAKE(pairs, BF16_BLOCK_N * BLOCK_M * 2);
     TAKE(s, (plan->pass == CUFLASH_FORWARD ? BF16_SCORES_N : BF16_BLOCK_N) * BLOCK_M * 4);
     if (plan->pass == CUFLASH_FORWARD) return used / 4;
-    TAKE(d_o, dim_v * BLOCK_M * 2);
-    TAKE(q_rows, plan->pad_d * BLOCK_M * 2);
-    TAKE(d_o_rows, plan->pad_dv * BLOCK_M * 2);
+    TAKE(d_o, dim_v * rows * 2);
+    TAKE(q_rows, plan->pad_d * rows * 2);
+    TAKE(d_o_rows, plan->pad_dv * rows * 2);
     TAKE(v, BF16_BLOCK_N * dim_v * 2);
-    TAKE(p, BF16_BLOCK_N * BLOCK_M * 2);
-    TAKE(ds, BF16_BLOCK_N * BLOCK_M * 2);
+    TAKE(p, BF16_BLOCK_N * rows * 2);
+    TAKE(ds, BF16_BLOCK_N * rows * 2);
     TAKE(dp, BF16_BLOCK_N * BLOCK_M * 4);
 #undef TAKE
     return used / 4;
+}
+
+/* A backward's of block `index` of those that go through the keys together. */
+static bf16_scratch bf16_scratch_of_block(const cuflash_cpu_plan *plan, const cuflash_problem *p, const bf16_scratch *first,
+                                          int64_t index) {
+    bf16_scratch x = *first;
+    x.q += index * cuflash_round_up(p->head_dim, BF16_K) * BLOCK_M * 2;
+    x.d_o += index * cuflash_round_up(p->head_dim_v, BF16_K) * BLOCK_M * 2;
+    x.q_rows += index * plan->pad_d * BLOCK_M * 2;
+    x.d_o_rows += index * plan->pad_dv * BLOCK_M * 2;
+    x.p += index * BLOCK_M * 2;
+    x.ds += index * BLOCK_M * 2;
+    return x;
 }
 
 /* Which of a row's so many numbers from d on there are. */
@@ -442,15 +462,16 @@ static void bf16_attend(const cuflash_cpu_work *work, const row_block *block, co
 
 /* ---- Backward ----------------------------------------------------------------------------------- */
 
-/* The rows of a block, and whether there are odd numbers among them. */
+/* Whether there are odd numbers among the rows of a block. */
 typedef struct {
     int q_pairs, d_o_pairs, q_rows, d_o_rows;
 } bf16_odd_rows;
 
 /* P and dS of so many keys, two at a time, of V vectors of lanes, from scores and dP; 0 where a row does not see a key, where a
- * lane has no row, and up to a multiple of 32. */
+ * lane has no row, and up to `filled` keys. */
 static inline __attribute__((always_inline)) void bf16_gradient_lanes(const int V, const int masked, const row_block *block,
-                                                                      int64_t lane, int64_t first, int64_t count, float scale,
+                                                                      int64_t lane, int64_t first, int64_t count,
+                                                                      int64_t filled, int64_t columns, float scale,
                                                                       const scratch *w, const bf16_scratch *x) {
     __m512 c = _mm512_set1_ps(scale), max[2], shift[2], delta[2];
     __m512i limit[2]; /* keys of these, by lane */
@@ -464,7 +485,7 @@ static inline __attribute__((always_inline)) void bf16_gradient_lanes(const int 
         delta[v] = _mm512_load_ps(w->delta + at);
         limit[v] = masked ? _mm512_maskz_mov_epi32(there, (__m512i)seen_keys(block, at, first, count)) : _mm512_setzero_si512();
     }
-    for (int64_t j = 0; j < cuflash_round_up(count, BF16_K); j += 2) {
+    for (int64_t j = 0; j < filled; j += 2) {
         __m512 prob[2][2], gradient[2][2];
         for (int e = 0; e < 2; e++) {
             for (int v = 0; v < V; v++) {
@@ -478,75 +499,88 @@ static inline __attribute__((always_inline)) void bf16_gradient_lanes(const int 
                 prob[e][v] = _mm512_maskz_mov_ps(sees, prob[e][v]);
                 gradient[e][v] = _mm512_maskz_mov_ps(sees, gradient[e][v]);
             }
-            bf16_store_row(V, p + (j + e) * BLOCK_M, prob[e]);
-            bf16_store_row(V, ds + (j + e) * BLOCK_M, gradient[e]);
+            bf16_store_row(V, p + (j + e) * columns, prob[e]);
+            bf16_store_row(V, ds + (j + e) * columns, gradient[e]);
         }
         for (int v = 0; v < V; v++) bf16_store_pairs(pairs + j / 2 * BF16_PAIRS + v * 64, gradient[0][v], gradient[1][v]);
     }
 }
 
 static inline __attribute__((always_inline)) void bf16_gradients(const int masked, const row_block *block, int64_t first,
-                                                                 int64_t count, float c, const scratch *w,
-                                                                 const bf16_scratch *x) {
+                                                                 int64_t count, int64_t filled, int64_t columns, float c,
+                                                                 const scratch *w, const bf16_scratch *x) {
     int64_t lane = 0;
-    for (; lane + 32 <= block->lanes; lane += 32) bf16_gradient_lanes(2, masked, block, lane, first, count, c, w, x);
-    if (lane < block->lanes) bf16_gradient_lanes(1, masked, block, lane, first, count, c, w, x);
+    for (; lane + 32 <= block->lanes; lane += 32)
+        bf16_gradient_lanes(2, masked, block, lane, first, count, filled, columns, c, w, x);
+    if (lane < block->lanes) bf16_gradient_lanes(1, masked, block, lane, first, count, filled, columns, c, w, x);
 }
 
-static void bf16_backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
-                               int64_t count, bf16_odd_rows odd, int odd_keys, const char *packed, int add, int add_dq,
-                               const scratch *w, const bf16_scratch *x, float *dk, float *dv) {
-    int64_t keys = cuflash_round_up(count, 16), dim = cuflash_round_up(p->head_dim, BF16_ROWS);
-    int64_t row_steps = cuflash_round_up(block->rows, BF16_K) / BF16_K;
+/* P and dS of a block and so many keys, up to `filled` of them, and what they are to dq. */
+static void bf16_backward_rows(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
+                               int64_t count, int64_t filled, bf16_odd_rows odd, int odd_keys, const char *packed, int add_dq,
+                               const scratch *w, const bf16_scratch *x) {
+    int64_t dim = cuflash_round_up(p->head_dim, BF16_ROWS), columns = bf16_columns(plan);
     bf16_multiply_rows(plan, block, first, count, &p->k, x->k, &p->q, x->q, p->head_dim, query_factor(p),
                        odd.q_pairs || odd_keys & ODD_TURNED, x->s);
     bf16_multiply_rows(plan, block, first, count, &p->v, x->v, &p->d_o, x->d_o, p->head_dim_v, 1,
                        odd.d_o_pairs || odd_keys & DENORMAL_IN_PLACE, x->dp);
     if (first + count > block->shared || block->rows < block->lanes)
-        bf16_gradients(1, block, first, count, exponent_scale(p), w, x);
+        bf16_gradients(1, block, first, count, filled, columns, exponent_scale(p), w, x);
     else
-        bf16_gradients(0, block, first, count, exponent_scale(p), w, x);
-    const int64_t row = BLOCK_M * 2;
-    if (p->dv.data) {
-        dv += first * plan->pad_dv;
-        bf16_gemm(keys, plan->pad_dv, row_steps, (bf16_left){x->p, row, 64}, (bf16_right){x->d_o_rows, plan->pad_dv * 4}, dv,
-                  plan->pad_dv, add);
-        if (odd.d_o_rows) bf16_add_to_keys(plan, block, first, count, &p->d_o, p->head_dim_v, x->p, dv, plan->pad_dv);
-    }
-    if (p->dk.data) {
-        dk += first * plan->pad_d;
-        bf16_gemm(keys, plan->pad_d, row_steps, (bf16_left){x->ds, row, 64}, (bf16_right){x->q_rows, plan->pad_d * 4}, dk,
-                  plan->pad_d, add);
-        if (odd.q_rows) bf16_add_to_keys(plan, block, first, count, &p->q, p->head_dim, x->ds, dk, plan->pad_d);
-    }
-    if (p->dq.data) {
-        bf16_gemm(dim, block->lanes, cuflash_round_up(count, BF16_K) / BF16_K, bf16_turned_keys(packed, first, dim),
-                  (bf16_right){x->pairs, BF16_PAIRS}, w->dq_lanes, BLOCK_M, add_dq);
-        if (odd_keys & ODD_TURNED) bf16_add_to_lanes(block, first, count, &p->k, p->head_dim, x->pairs, w->dq_lanes);
-    }
+        bf16_gradients(0, block, first, count, filled, columns, exponent_scale(p), w, x);
+    if (!p->dq.data) return;
+    bf16_gemm(dim, block->lanes, cuflash_round_up(count, BF16_K) / BF16_K, bf16_turned_keys(packed, first, dim),
+              (bf16_right){x->pairs, BF16_PAIRS}, w->dq_lanes, BLOCK_M, add_dq);
+    if (odd_keys & ODD_TURNED) bf16_add_to_lanes(block, first, count, &p->k, p->head_dim, x->pairs, w->dq_lanes);
 }
 
-/* As backward_block. */
-static void bf16_backward_block(const cuflash_cpu_work *work, const row_block *block, const scratch *w, float *more,
-                                int64_t begin, int64_t end, int add, float *dk, float *dv) {
+/* As backward_block, of n row blocks together: what they are to dk and dv is one product of the rows of all. */
+static void bf16_backward_blocks(const cuflash_cpu_work *work, const row_block *blocks, const scratch *w, int64_t n,
+                                 float *more, int64_t begin, int add, float *dk, float *dv) {
     const cuflash_cpu_plan *plan = work->plan;
     const cuflash_problem *p = work->p;
-    bf16_scratch x;
-    bf16_lay_out(plan, p, more, &x);
-    const char *packed = bf16_packed_keys(work, block), *odd_keys = packed + bf16_turned_bytes(plan, p);
-    bf16_odd_rows odd = {bf16_load_pairs(plan, block, &p->q, p->head_dim, query_factor(p), x.q),
-                         bf16_load_pairs(plan, block, &p->d_o, p->head_dim_v, 1, x.d_o),
-                         bf16_load_row_pairs(plan, block, &p->q, p->head_dim, plan->pad_d, x.q_rows),
-                         bf16_load_row_pairs(plan, block, &p->d_o, p->head_dim_v, plan->pad_dv, x.d_o_rows)};
-    if (block->lanes < BLOCK_M) { /* columns of P and dS that no lane writes */
-        memset(x.p, 0, BF16_BLOCK_N * BLOCK_M * 2);
-        memset(x.ds, 0, BF16_BLOCK_N * BLOCK_M * 2);
+    bf16_scratch x[CUFLASH_MOST_TOGETHER];
+    bf16_odd_rows odd[CUFLASH_MOST_TOGETHER];
+    bf16_lay_out(plan, p, more, &x[0]);
+    const char *packed = bf16_packed_keys(work, &blocks[0]), *odd_keys = packed + bf16_turned_bytes(plan, p);
+    const int64_t columns = bf16_columns(plan);
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = bf16_scratch_of_block(plan, p, &x[0], i);
+        odd[i] = (bf16_odd_rows){bf16_load_pairs(plan, &blocks[i], &p->q, p->head_dim, query_factor(p), x[i].q),
+                                 bf16_load_pairs(plan, &blocks[i], &p->d_o, p->head_dim_v, 1, x[i].d_o),
+                                 bf16_load_row_pairs(plan, &blocks[i], &p->q, p->head_dim, plan->pad_d, x[i].q_rows),
+                                 bf16_load_row_pairs(plan, &blocks[i], &p->d_o, p->head_dim_v, plan->pad_dv, x[i].d_o_rows)};
+    }
+    if (blocks[0].lanes < BLOCK_M) { /* columns of P and dS that no lane writes: the pair's last block has them */
+        memset(x[0].p, 0, (size_t)(BF16_BLOCK_N * columns * 2));
+        memset(x[0].ds, 0, (size_t)(BF16_BLOCK_N * columns * 2));
     }
     bf16_begin();
-    for (int64_t first = begin; first < end && !cuflash_interrupted(work->ticket); first += BF16_BLOCK_N) {
-        int64_t count = end - first < BF16_BLOCK_N ? end - first : BF16_BLOCK_N;
-        bf16_backward_tile(plan, p, block, first, count, odd, odd_keys[first / BF16_BLOCK_N], packed, add, first > begin, w, &x,
-                           dk, dv);
+    for (int64_t first = begin; first < blocks[0].keys && !cuflash_interrupted(work->ticket); first += BF16_BLOCK_N) {
+        int64_t count = blocks[0].keys - first < BF16_BLOCK_N ? blocks[0].keys - first : BF16_BLOCK_N, see = 0;
+        for (; see < n && blocks[see].keys > first; see++) {
+            int64_t some = blocks[see].keys - first < count ? blocks[see].keys - first : count;
+            bf16_backward_rows(plan, p, &blocks[see], first, some, cuflash_round_up(count, BF16_K), odd[see],
+                               odd_keys[first / BF16_BLOCK_N], packed, first > begin, &w[see], &x[see]);
+        }
+        int64_t keys = cuflash_round_up(count, 16), rows = (see - 1) * BLOCK_M + blocks[see - 1].rows;
+        int64_t steps = cuflash_round_up(rows, BF16_K) / BF16_K;
+        if (p->dv.data) {
+            float *to = dv + first * plan->pad_dv;
+            bf16_gemm(keys, plan->pad_dv, steps, (bf16_left){x[0].p, columns * 2, 64},
+                      (bf16_right){x[0].d_o_rows, plan->pad_dv * 4}, to, plan->pad_dv, add);
+            for (int64_t i = 0; i < see; i++)
+                if (odd[i].d_o_rows)
+                    bf16_add_to_keys(plan, &blocks[i], first, count, &p->d_o, p->head_dim_v, x[i].p, to, plan->pad_dv);
+        }
+        if (p->dk.data) {
+            float *to = dk + first * plan->pad_d;
+            bf16_gemm(keys, plan->pad_d, steps, (bf16_left){x[0].ds, columns * 2, 64},
+                      (bf16_right){x[0].q_rows, plan->pad_d * 4}, to, plan->pad_d, add);
+            for (int64_t i = 0; i < see; i++)
+                if (odd[i].q_rows)
+                    bf16_add_to_keys(plan, &blocks[i], first, count, &p->q, p->head_dim, x[i].ds, to, plan->pad_d);
+        }
     }
     bf16_end();
 }

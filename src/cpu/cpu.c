@@ -233,7 +233,7 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     }
     plan->units = plan->pairs * plan->key_parts * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
     plan->threads = worthwhile_threads(plan, p, threads);
-    plan->together = 1;
+    plan->together = pass == CUFLASH_BACKWARD && plan->packed_bytes > 0 && plan->row_blocks > plan->splits ? 2 : 1;
     if (pass == CUFLASH_FORWARD && p->dtype != CUFLASH_FLOAT32 && plan->key_parts == 1 && plan->packed_bytes == 0)
         put_together(plan);
     plan->scratch_floats = cuflash_round_up(kernels->scratch_floats(plan, p, pass), 16);

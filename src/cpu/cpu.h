@@ -25,7 +25,8 @@ typedef struct {
     int64_t row_blocks;     /* per pair */
     int64_t key_parts;      /* that the keys are cut into: of a forward's row block, of a backward's pair */
     int64_t splits;         /* backward: that a pair's row blocks are dealt out to, each with its own dk and dv */
-    int64_t together;       /* forward: row blocks of a pair that go through its keys together, up to CUFLASH_MOST_TOGETHER */
+    int64_t together;       /* row blocks that go through keys together, of a forward's pair or a backward's split: up to
+                             * CUFLASH_MOST_TOGETHER */
     int64_t part_keys;      /* backward: of a part at most, where a unit converts all of its keys before its row blocks, or 0 */
     int64_t units;          /* pieces of work that threads take: forward row blocks by parts, backward splits by parts */
     int64_t pad_d, pad_dv;  /* head dimensions rounded up to whole vectors */

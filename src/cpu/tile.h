@@ -20,7 +20,7 @@ typedef struct {
     float *few_q, *few_o;       /* forward, of up to FEW rows: [pad / VL][rows][VL], [rows][pad] */
     uint16_t *few_pairs;        /* few_q in bfloat16, [dim / 32][rows][32] */
     int64_t block_floats;       /* forward: from the lanes, max and sum of a block to those of the next */
-    float *d_o_lanes, *dq_lanes; /* backward: [dim][BLOCK_M] */
+    float *d_o_lanes, *dq_lanes; /* backward: [dim][BLOCK_M]; dq of all blocks that are together */
     float *q_rows, *d_o_rows;    /* backward: [BLOCK_M][pad] */
     float *ds;                   /* backward: [BLOCK_N][BLOCK_M] */
     float *shift, *delta;        /* backward: [BLOCK_M] */
@@ -65,7 +65,7 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
     }
     w->k = p->k, w->v = p->v;
     TAKE(d_o_lanes, p->head_dim_v * BLOCK_M);
-    TAKE(dq_lanes, dq_block_floats(p));
+    TAKE(dq_lanes, dq_block_floats(p) * plan->together);
     TAKE(q_rows, plan->pad_d * BLOCK_M);
     TAKE(d_o_rows, plan->pad_dv * BLOCK_M);
     TAKE(ds, BLOCK_N * BLOCK_M);

@@ -250,18 +250,23 @@ static void test_overlap(void) {
 /* Expanded views can be so long that no workspace fits; that is an error, not a small number. */
 static void test_endless_keys(void) {
     check_in("endless keys");
-    const int64_t one[] = {1, 1, 1, 1}, many[] = {1, 1, INT64_C(1) << 59, 1};
-    cuflash_tensor q, k, o;
+    const int64_t one[] = {1, 1, 1, 1}, some[] = {1, 1, 100, 1}, many[] = {1, 1, INT64_C(1) << 59, 1};
+    cuflash_tensor q, hundred, k, o;
     REQUIRE_OK(cuflash_tensor_empty(&q, CUFLASH_FLOAT32, CUFLASH_CPU, 4, one));
     REQUIRE_OK(cuflash_tensor_empty(&o, CUFLASH_FLOAT32, CUFLASH_CPU, 4, one));
+    REQUIRE_OK(cuflash_tensor_expand(&hundred, &q, 4, some));
     REQUIRE_OK(cuflash_tensor_expand(&k, &q, 4, many));
     cuflash_attention a = {.struct_size = sizeof a, .q = &q, .k = &k, .v = &k, .o = &o};
     size_t bytes = 0;
-    CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "", cuflash_attention_workspace(&a, CUFLASH_BACKWARD, &bytes));
     CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "", cuflash_reference_forward(&a));
+    CHECK_OK(cuflash_attention_workspace(&a, CUFLASH_BACKWARD, &bytes)); /* dk and dv of one block of rows take none */
+    CHECK(bytes < (size_t)1 << 30);
+    a.q = a.o = &hundred;
+    CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "", cuflash_attention_workspace(&a, CUFLASH_BACKWARD, &bytes));
     a.q = a.o = &k; /* and as many queries */
     CHECK_FAILS(CUFLASH_OUT_OF_MEMORY, "", cuflash_attention_workspace(&a, CUFLASH_BACKWARD, &bytes));
     cuflash_tensor_release(&q);
+    cuflash_tensor_release(&hundred);
     cuflash_tensor_release(&k);
     cuflash_tensor_release(&o);
     check_in("%s", "");

@@ -3,6 +3,7 @@
 #define CUFLASH_CPU_BACKWARD_H
 
 #include "forward.h"
+#include "keys.h"
 
 /* A float32 log-sum-exp beyond this is too coarse: exp(s - lse) would be off by |lse| 2^-24. */
 static const float LARGEST_LSE = 32;
@@ -83,8 +84,7 @@ typedef struct {
 } backward_rows;
 
 static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
-                          int64_t count, const backward_rows *rows, int add, int add_dq, const scratch *w, float *dk,
-                          float *dv) {
+                          int64_t count, const backward_rows *rows, int add, int add_dq, const scratch *w, key_sums sums) {
     float_rows k = load_keys(block, &w->k, first, count, p->head_dim, w->k_buffer);
     float_rows v = load_keys(block, &w->v, first, count, p->head_dim_v, w->v_buffer);
     int masked = first + count > block->shared;
@@ -95,19 +95,18 @@ static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p
         mask_tile(block, first, count, 0, w->s);
         mask_tile(block, first, count, 0, w->ds);
     }
-    dk += first * plan->pad_d;
-    dv += first * plan->pad_dv;
     if (p->dv.data) {
         if (masked && !rows->finite_d_o)
-            visible_to_keys(block, first, count, rows->d_o, plan->pad_dv, w->s, dv, add);
+            visible_to_keys(block, first, count, rows->d_o, plan->pad_dv, w->s, sums.dv, add);
         else
-            gemm_rows(count, plan->pad_dv, block->rows, w->s, BLOCK_M, rows->d_o.data, rows->d_o.stride, dv, plan->pad_dv, add);
+            gemm_rows(count, plan->pad_dv, block->rows, w->s, BLOCK_M, rows->d_o.data, rows->d_o.stride, sums.dv, plan->pad_dv,
+                      add);
     }
     if (p->dk.data) {
         if (masked && !rows->finite_q)
-            visible_to_keys(block, first, count, rows->q, plan->pad_d, w->ds, dk, add);
+            visible_to_keys(block, first, count, rows->q, plan->pad_d, w->ds, sums.dk, add);
         else
-            gemm_rows(count, plan->pad_d, block->rows, w->ds, BLOCK_M, rows->q.data, rows->q.stride, dk, plan->pad_d, add);
+            gemm_rows(count, plan->pad_d, block->rows, w->ds, BLOCK_M, rows->q.data, rows->q.stride, sums.dk, plan->pad_d, add);
     }
     if (p->dq.data) {
         if (masked && !all_finite(k, count, p->head_dim))
@@ -119,7 +118,7 @@ static void backward_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p
 
 /* The tiles of a block from key `begin` on: dq_lanes of them, and dk and dv, added to the split's, or the first of it. */
 static void backward_block(const cuflash_cpu_work *work, const row_block *block, const scratch *w, int64_t begin, int add,
-                           float *dk, float *dv) {
+                           key_sums all) {
     const cuflash_cpu_plan *plan = work->plan;
     const cuflash_problem *p = work->p;
     backward_rows rows = {
@@ -129,22 +128,26 @@ static void backward_block(const cuflash_cpu_work *work, const row_block *block,
         rows.finite_q = all_finite(rows.q, block->rows, plan->pad_d);
         rows.finite_d_o = all_finite(rows.d_o, block->rows, plan->pad_dv);
     }
-    for (int64_t first = begin; first < block->keys && !cuflash_interrupted(work->ticket); first += BLOCK_N)
-        backward_tile(plan, p, block, first, tile_size(block, first), &rows, add, first > begin, w, dk, dv);
+    for (int64_t first = begin; first < block->keys && !cuflash_interrupted(work->ticket); first += BLOCK_N) {
+        int64_t count = tile_size(block, first);
+        key_sums sums = sums_of_tile(plan, all, first);
+        backward_tile(plan, p, block, first, count, &rows, add, first > begin, w, sums);
+        if (cuflash_keys_at_once(plan)) store_keys(plan, p, block->batch, block->head_kv, first, count, sums);
+    }
 }
 
 /* The same of n blocks that go through the keys together: of pairs; otherwise there is one. */
 static void backward_blocks(const cuflash_cpu_work *work, const row_block *blocks, const scratch *w, int64_t n, float *more,
-                            int64_t begin, int add, float *dk, float *dv) {
+                            int64_t begin, int add, key_sums all) {
 #ifdef __AVX512BF16__
     if (work->plan->packed_bytes > 0) {
-        bf16_backward_blocks(work, blocks, w, n, more, begin, add, dk, dv);
+        bf16_backward_blocks(work, blocks, w, n, more, begin, add, all);
         return;
     }
 #else
     (void)n, (void)more;
 #endif
-    backward_block(work, blocks, w, begin, add, dk, dv);
+    backward_block(work, blocks, w, begin, add, all);
 }
 
 /* dq of a block, from lanes of it. */
@@ -182,12 +185,13 @@ static void backward(const cuflash_cpu_work *work, int64_t unit, float *base) {
     const cuflash_problem *p = work->p;
     int64_t split = unit % plan->splits, pair = unit / plan->splits % plan->pairs, part = unit / plan->splits / plan->pairs;
     int64_t begin = cuflash_part_begin(plan, p, part), end = cuflash_part_begin(plan, p, part + 1);
-    float *dk = work->partials + (pair * plan->splits + split) * plan->partial_floats, *dv = dk + plan->pad_k * plan->pad_d;
     float *dq = work->dq_parts + (pair * plan->key_parts + part) * plan->dq_floats;
     row_block blocks[CUFLASH_MOST_TOGETHER];
     scratch w[CUFLASH_MOST_TOGETHER], own;
     float *more = base + lay_out(plan, p, CUFLASH_BACKWARD, base, &own);
     int64_t floats = dq_block_floats(p);
+    key_sums all = {own.dk, own.dv};
+    if (!cuflash_keys_at_once(plan)) all = sums_of_split(work, pair, split);
     int64_t begun = begin; /* keys up to here have a sum */
     int64_t index = (plan->row_blocks - 1 - split) / plan->splits * plan->splits + split;
     while (index >= 0) {
@@ -210,7 +214,7 @@ static void backward(const cuflash_cpu_work *work, int64_t unit, float *base) {
             w[0].k = own.k = convert_keys(&blocks[0], &p->k, begin, seen, p->head_dim, own.k_buffer);
             w[0].v = own.v = convert_keys(&blocks[0], &p->v, begin, seen, p->head_dim_v, own.v_buffer);
         }
-        backward_blocks(work, blocks, w, n, more, begin, begun > begin, dk, dv);
+        backward_blocks(work, blocks, w, n, more, begin, begun > begin, all);
         if (cuflash_interrupted(work->ticket)) return;
         if (seen > begun) begun = seen;
         for (int64_t i = 0; i < n && p->dq.data; i++) {
@@ -219,8 +223,10 @@ static void backward(const cuflash_cpu_work *work, int64_t unit, float *base) {
             if (plan->key_parts == 1) store_dq(plan, p, &blocks[i], w[i].dq_lanes);
         }
     }
-    memset(dk + begun * plan->pad_d, 0, (size_t)((end - begun) * plan->pad_d) * sizeof *dk);
-    memset(dv + begun * plan->pad_dv, 0, (size_t)((end - begun) * plan->pad_dv) * sizeof *dv);
+    if (begun == end) return;
+    key_sums rest = sums_of_tile(plan, all, begun); /* that none of the split's rows sees: a pair's last row sees all */
+    memset(rest.dk, 0, (size_t)((end - begun) * plan->pad_d) * sizeof *rest.dk);
+    memset(rest.dv, 0, (size_t)((end - begun) * plan->pad_dv) * sizeof *rest.dv);
 }
 
 static void backward_finish_rows(const cuflash_cpu_work *work, int64_t number, float *base) {
@@ -238,32 +244,14 @@ static void backward_finish_rows(const cuflash_cpu_work *work, int64_t number, f
     store_dq(plan, p, &block, w.dq_lanes);
 }
 
-/* x[key] = factor * the sum of the splits' partial rows, `pad` floats each from `row` on, for so many keys: all splits side by
- * side, as memory is read ahead in so many places. */
-static void sum_splits(const cuflash_cpu_plan *plan, const cuflash_operand *x, int64_t b, int64_t h, int64_t first,
-                       int64_t keys, int64_t dim, int64_t pad, const float *row, float factor) {
-    if (!x->data) return;
-    float sum[WIDEST];
-    for (int64_t key = first; key < first + keys; key++, row += pad) {
-        for (int64_t d = 0; d < dim; d += VL) {
-            vf total = v_load(row + d);
-            for (int64_t split = 1; split < plan->splits; split++)
-                total = total + v_load(row + split * plan->partial_floats + d);
-            v_store(sum + d, total * factor);
-        }
-        store_row(x->dtype, cuflash_row(x, b, h, key), dim, sum);
-    }
-}
-
 static void backward_finish_keys(const cuflash_cpu_work *work, int64_t unit, float *unused) {
     (void)unused;
     const cuflash_cpu_plan *plan = work->plan;
     const cuflash_problem *p = work->p;
     int64_t blocks = cuflash_key_blocks(p, BLOCK_N), pair = unit / blocks, first = unit % blocks * BLOCK_N;
-    int64_t keys = p->seq_k - first < BLOCK_N ? p->seq_k - first : BLOCK_N, b = pair / p->heads_kv, h = pair % p->heads_kv;
-    const float *dk = work->partials + pair * plan->splits * plan->partial_floats, *dv = dk + plan->pad_k * plan->pad_d;
-    sum_splits(plan, &p->dk, b, h, first, keys, p->head_dim, plan->pad_d, dk + first * plan->pad_d, (float)p->scale);
-    sum_splits(plan, &p->dv, b, h, first, keys, p->head_dim_v, plan->pad_dv, dv + first * plan->pad_dv, 1);
+    int64_t keys = p->seq_k - first < BLOCK_N ? p->seq_k - first : BLOCK_N;
+    store_keys(plan, p, pair / p->heads_kv, pair % p->heads_kv, first, keys,
+               sums_of_tile(plan, sums_of_split(work, pair, 0), first));
 }
 
 #endif

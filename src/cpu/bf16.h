@@ -16,6 +16,7 @@
 #include <immintrin.h>
 
 #include "interrupt.h"
+#include "keys.h"
 #include "tile.h"
 
 enum {
@@ -536,7 +537,7 @@ static void bf16_backward_rows(const cuflash_cpu_plan *plan, const cuflash_probl
 
 /* As backward_block, of n row blocks together: what they are to dk and dv is one product of the rows of all. */
 static void bf16_backward_blocks(const cuflash_cpu_work *work, const row_block *blocks, const scratch *w, int64_t n,
-                                 float *more, int64_t begin, int add, float *dk, float *dv) {
+                                 float *more, int64_t begin, int add, key_sums all) {
     const cuflash_cpu_plan *plan = work->plan;
     const cuflash_problem *p = work->p;
     bf16_scratch x[CUFLASH_MOST_TOGETHER];
@@ -565,22 +566,22 @@ static void bf16_backward_blocks(const cuflash_cpu_work *work, const row_block *
         }
         int64_t keys = cuflash_round_up(count, 16), rows = (see - 1) * BLOCK_M + blocks[see - 1].rows;
         int64_t steps = cuflash_round_up(rows, BF16_K) / BF16_K;
+        key_sums sums = sums_of_tile(plan, all, first);
         if (p->dv.data) {
-            float *to = dv + first * plan->pad_dv;
             bf16_gemm(keys, plan->pad_dv, steps, (bf16_left){x[0].p, columns * 2, 64},
-                      (bf16_right){x[0].d_o_rows, plan->pad_dv * 4}, to, plan->pad_dv, add);
+                      (bf16_right){x[0].d_o_rows, plan->pad_dv * 4}, sums.dv, plan->pad_dv, add);
             for (int64_t i = 0; i < see; i++)
                 if (odd[i].d_o_rows)
-                    bf16_add_to_keys(plan, &blocks[i], first, count, &p->d_o, p->head_dim_v, x[i].p, to, plan->pad_dv);
+                    bf16_add_to_keys(plan, &blocks[i], first, count, &p->d_o, p->head_dim_v, x[i].p, sums.dv, plan->pad_dv);
         }
         if (p->dk.data) {
-            float *to = dk + first * plan->pad_d;
             bf16_gemm(keys, plan->pad_d, steps, (bf16_left){x[0].ds, columns * 2, 64},
-                      (bf16_right){x[0].q_rows, plan->pad_d * 4}, to, plan->pad_d, add);
+                      (bf16_right){x[0].q_rows, plan->pad_d * 4}, sums.dk, plan->pad_d, add);
             for (int64_t i = 0; i < see; i++)
                 if (odd[i].q_rows)
-                    bf16_add_to_keys(plan, &blocks[i], first, count, &p->q, p->head_dim, x[i].ds, to, plan->pad_d);
+                    bf16_add_to_keys(plan, &blocks[i], first, count, &p->q, p->head_dim, x[i].ds, sums.dk, plan->pad_d);
         }
+        if (cuflash_keys_at_once(plan)) store_keys(plan, p, blocks[0].batch, blocks[0].head_kv, first, count, sums);
     }
     bf16_end();
 }

@@ -147,7 +147,8 @@ static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
     double seen = seen_from(p, 0), least = -1;
     double work =
         (double)plan->group * seen * multiply_adds(p, CUFLASH_BACKWARD) * (plan->packed_bytes > 0 ? WORK_ON_PAIRS : WORK);
-    double dq = (double)plan->rows * (double)plan->pad_d, dk_dv = (double)plan->pad_k * (double)(plan->pad_d + plan->pad_dv);
+    double dq = (double)plan->rows * (double)plan->pad_d, dk_dv = 0;
+    if (!cuflash_keys_at_once(plan)) dk_dv = (double)plan->pad_k * (double)(plan->pad_d + plan->pad_dv);
     double tensors = 2 * (double)(plan->rows + plan->pad_k) * (double)(plan->pad_d + plan->pad_dv);
     if (seen == 0) return;
     cuflash_cpu_plan cut = *plan;
@@ -239,7 +240,8 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     plan->scratch_floats = cuflash_round_up(kernels->scratch_floats(plan, p, pass), 16);
     int64_t floats = 0, partials = 0, dq_parts = 0, packed = 0, rows = 0;
     bool backward = pass == CUFLASH_BACKWARD;
-    if ((backward && __builtin_mul_overflow(plan->pad_k, plan->pad_d + plan->pad_dv, &plan->partial_floats)) ||
+    if ((backward && !cuflash_keys_at_once(plan) &&
+         __builtin_mul_overflow(plan->pad_k, plan->pad_d + plan->pad_dv, &plan->partial_floats)) ||
         (backward && __builtin_mul_overflow(plan->pairs * plan->row_blocks, CUFLASH_ROW_NUMBERS * kernels->block_m, &rows)) ||
         (backward && plan->key_parts > 1 &&
          __builtin_mul_overflow(plan->row_blocks * kernels->block_m, cuflash_round_up(p->head_dim, 16), &plan->dq_floats)) ||
@@ -275,7 +277,7 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
              "kernel: cpu %s, %s\n"
              "tile: %d query rows x %d keys%s\n"
              "work: %lld unit%s (%lld batch x KV head, %lld %s%s each%s) on %d thread%s\n",
-             kernels->name, what, kernels->block_m, on_pairs ? kernels->pack_n : kernels->block_n,
+             kernels->name, what, kernels->block_m, (int)cuflash_tile_keys(plan),
              plan->group > 1 ? ", query heads of a KV head together" : "", (long long)plan->units, plan->units == 1 ? "" : "s",
              (long long)plan->pairs, (long long)each, split ? "split" : "row block", each == 1 ? "" : "s", parts, plan->threads,
              plan->threads == 1 ? "" : "s");
@@ -326,7 +328,7 @@ void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuf
         add_stage(&r, &w, kernels->backward_begin, row_blocks);
         add_stage(&r, &w, kernels->backward, plan->units);
         if (p->dq.data && plan->key_parts > 1) add_stage(&r, &w, kernels->backward_finish_rows, row_blocks);
-        if (p->dk.data || p->dv.data)
+        if (!cuflash_keys_at_once(plan) && (p->dk.data || p->dv.data))
             add_stage(&r, &w, kernels->backward_finish_keys, plan->pairs * cuflash_key_blocks(p, kernels->block_n));
     }
     cuflash_parallel_stages(plan->threads, r.stages, r.count);

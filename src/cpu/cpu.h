@@ -34,7 +34,7 @@ typedef struct {
     int64_t scratch_floats; /* per thread */
     int64_t packed_bytes;   /* per pair: V (forward) or K (backward) in bfloat16, turned (bf16.h), or 0 */
     int64_t partial_floats; /* forward: per unit, max, sum and output of each row, or 0 where keys are one part; backward: per
-                             * split of a pair, dk [pad_k][pad_d], then dv [pad_k][pad_dv] */
+                             * split of a pair, dk [pad_k][pad_d], then dv [pad_k][pad_dv], or 0 where rows are one block */
     int64_t dq_floats;      /* backward: per part of a pair's keys, [row_blocks][head_dim, rounded up to 16][block_m], or 0
                              * where keys are one part */
 } cuflash_cpu_plan;
@@ -91,6 +91,16 @@ typedef struct cuflash_cpu_kernels {
     cuflash_cpu_stage *backward_finish_keys; /* of block_n keys: adds up dk and dv of the splits, and writes them */
 } cuflash_cpu_kernels;
 
+/* Are a pair's rows one block? A backward's dk and dv of a tile of keys are complete then, and written at once. */
+static inline bool cuflash_keys_at_once(const cuflash_cpu_plan *plan) {
+    return plan->row_blocks == 1;
+}
+
+/* Keys of a tile. */
+static inline int64_t cuflash_tile_keys(const cuflash_cpu_plan *plan) {
+    return plan->packed_bytes > 0 ? plan->kernels->pack_n : plan->kernels->block_n;
+}
+
 /* Do later parts of the keys have fewer of them? The last units of a backward are to be small, so that threads end together.
  * Where it is causal they are so of equal parts, as fewer rows see the later ones. */
 static inline bool cuflash_parts_shrink(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
@@ -99,7 +109,7 @@ static inline bool cuflash_parts_shrink(const cuflash_cpu_plan *plan, const cufl
 
 /* Where a part of the keys begins: at a tile. */
 static inline int64_t cuflash_part_begin(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t part) {
-    int64_t size = plan->packed_bytes > 0 ? plan->kernels->pack_n : plan->kernels->block_n, tiles = cuflash_key_blocks(p, size);
+    int64_t size = cuflash_tile_keys(plan), tiles = cuflash_key_blocks(p, size);
     int64_t parts = plan->key_parts, left = parts - part, first = tiles * part / parts;
     if (cuflash_parts_shrink(plan, p)) { /* of parts^2 pieces left^2 are left */
         int64_t pieces = parts * parts, some = tiles / pieces, others = tiles % pieces;

@@ -23,6 +23,7 @@ typedef struct {
     float *d_o_lanes, *dq_lanes; /* backward: [dim][BLOCK_M]; dq of all blocks that are together */
     float *q_rows, *d_o_rows;    /* backward: [BLOCK_M][pad] */
     float *ds;                   /* backward: [BLOCK_N][BLOCK_M] */
+    float *dk, *dv;              /* backward: [keys of a tile][pad], where they are written at once */
     float *shift, *delta;        /* backward: [BLOCK_M] */
     cuflash_operand k, v;        /* backward: the problem's, or what stands for them */
 } scratch;
@@ -69,6 +70,10 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
     TAKE(q_rows, plan->pad_d * BLOCK_M);
     TAKE(d_o_rows, plan->pad_dv * BLOCK_M);
     TAKE(ds, BLOCK_N * BLOCK_M);
+    if (cuflash_keys_at_once(plan)) {
+        TAKE(dk, cuflash_tile_keys(plan) * plan->pad_d);
+        TAKE(dv, cuflash_tile_keys(plan) * plan->pad_dv);
+    }
 #undef TAKE
     return used;
 }

@@ -276,6 +276,7 @@ local function measure_cpu()
   local results = {cpu = cpu_name(), isa = cf.cpu.isa(), version = cf.version, rows = {}}
   local overtaken = false
   fma = ffi.load(("%s/libfma_peak_%s.so"):format(folder, cf.cpu.isa()))
+  for _, threads in ipairs(numbers(options, "threads")) do cf.num_threads(threads) end -- an error before all, if there is one
   print(("%s, %s"):format(results.cpu, results.isa))
   for _, threads in ipairs(numbers(options, "threads")) do
     cf.num_threads(threads)

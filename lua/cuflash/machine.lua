@@ -36,8 +36,8 @@ end
 -- @function num_threads
 function machine.num_threads(threads)
   if threads ~= nil then
-    threads = checks.integer("num_threads", "threads", threads, 1, 2 ^ 31 - 1)
-    native.call("num_threads", C.cuflash_set_num_threads, threads)
+    threads = checks.integer("num_threads", "threads", threads, 1, 2 ^ 53)
+    native.call("num_threads", C.cuflash_set_num_threads, math.min(threads, 2 ^ 31 - 1)) -- says how many there may be
   end
   return C.cuflash_get_num_threads()
 end

@@ -136,12 +136,12 @@ static bool can_cut(const cuflash_cpu_plan *plan, const cuflash_problem *p, int6
 }
 
 /* How a backward's keys are cut into parts and its row blocks dealt out to splits: so that units are done soonest by 16 threads
- * that are not equally fast, which in the end wait for about half of the last 16 units. Parts cost sums of dq, and rows that are
+ * that are not equally fast, which in the end wait for about two thirds of the last 16 units. Parts cost sums of dq, and rows that are
  * laid out again for each; splits cost sums of dk and dv, which are filled and read. The problem alone decides, so that results
  * do not depend on the number of threads. */
 static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
     enum { THREADS = 16, MOST = 8 * THREADS };               /* MOST: units */
-    const double WORK = 0.016e-9, WORK_ON_PAIRS = 0.0025e-9; /* seconds: of a multiply-add on one thread, */
+    const double WORK = 0.016e-9, WORK_ON_PAIRS = 0.004e-9; /* seconds: of a multiply-add on one thread, */
     const double MOVE = 0.5e-9, LAY_OUT = 1.5e-9;            /* of a float32 that is moved, and one of Q's that is laid out */
     const double MEMORY = 0.03;                              /* as much as all tensors have is worth so much of the time */
     double seen = seen_from(p, 0), least = -1;
@@ -160,7 +160,7 @@ static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
             double parts = (double)cut.key_parts, splits = (double)cut.splits;
             double extra = parts * dq * (LAY_OUT + (parts > 1 ? 2 * MOVE : 0)) + splits * dk_dv * 3 * MOVE;
             double memory = ((parts > 1 ? parts * dq : 0) + splits * dk_dv) / tensors;
-            double time = (work + extra) * (1 + share_of_last(&cut, p, THREADS) / 2) * (1 + MEMORY * memory);
+            double time = (work + extra) * (1 + share_of_last(&cut, p, THREADS) * 2 / 3) * (1 + MEMORY * memory);
             if (least >= 0 && time >= least) continue;
             plan->key_parts = cut.key_parts, plan->splits = cut.splits, least = time;
         }
@@ -263,9 +263,10 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
     bool few = !split && cuflash_cpu_is_few(plan->rows, p->dtype, kernels->vector);
     bool few_by_pairs = few && kernels->on_pairs && cuflash_cpu_few_by_pairs(plan->rows, p->dtype);
     int64_t each = split ? plan->splits : plan->row_blocks;
-    char what[96], parts[48] = "";
+    char what[96], parts[32] = "", together[32] = "";
     if (plan->key_parts > 1) snprintf(parts, sizeof parts, ", keys in %lld parts", (long long)plan->key_parts);
-    if (plan->together > 1) snprintf(parts, sizeof parts, ", %lld at a time", (long long)plan->together);
+    if (plan->together > 1)
+        snprintf(together, sizeof together, ", %lld %sat a time", (long long)plan->together, split ? "row blocks " : "");
     if (on_pairs)
         snprintf(what, sizeof what, "%s", kernels->on_pairs);
     else
@@ -276,11 +277,11 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
     snprintf(text, size,
              "kernel: cpu %s, %s\n"
              "tile: %d query rows x %d keys%s\n"
-             "work: %lld unit%s (%lld batch x KV head, %lld %s%s each%s) on %d thread%s\n",
+             "work: %lld unit%s (%lld batch x KV head, %lld %s%s each%s%s) on %d thread%s\n",
              kernels->name, what, kernels->block_m, (int)cuflash_tile_keys(plan),
              plan->group > 1 ? ", query heads of a KV head together" : "", (long long)plan->units, plan->units == 1 ? "" : "s",
-             (long long)plan->pairs, (long long)each, split ? "split" : "row block", each == 1 ? "" : "s", parts, plan->threads,
-             plan->threads == 1 ? "" : "s");
+             (long long)plan->pairs, (long long)each, split ? "split" : "row block", each == 1 ? "" : "s", parts, together,
+             plan->threads, plan->threads == 1 ? "" : "s");
 }
 
 /* ---- Run ---------------------------------------------------------------------------------------- */

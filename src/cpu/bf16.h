@@ -161,14 +161,42 @@ static int is_odd(uint16_t x) {
     return ((x & 0x7fff) != 0 && (x & 0x7fff) < SMALL) || (x & 0x7f80) == 0x7f80;
 }
 
-/* Which of 32 numbers are. */
-static inline __mmask32 denormal_lanes(__m512i x) {
-    return _mm512_testn_epi16_mask(x, _mm512_set1_epi16(0x7f80)) & _mm512_test_epi16_mask(x, _mm512_set1_epi16(0x7f));
+/* Which of a row's so many numbers from d on there are. */
+static inline __mmask32 bf16_inside(int64_t dim, int64_t d) {
+    return dim - d >= 32 ? 0xffffffff : (1u << (dim - d)) - 1;
 }
+
+/* Which of 32 numbers are. */
 static inline __mmask32 odd_lanes(__m512i x) {
     __m512i size = _mm512_and_si512(x, _mm512_set1_epi16(0x7fff));
     return (_mm512_cmplt_epu16_mask(size, _mm512_set1_epi16(SMALL)) & _mm512_test_epi16_mask(size, size)) |
            _mm512_cmpge_epu16_mask(size, _mm512_set1_epi16(0x7f80));
+}
+
+/* The smallest size of numbers but 0, less 1, and the largest, of 32 lanes: whether any of them is denormal, or odd. */
+typedef struct {
+    __m512i least, most;
+} bf16_sizes;
+
+static const bf16_sizes bf16_no_sizes = {{-1, -1, -1, -1, -1, -1, -1, -1}, {0}};
+
+/* Those of a row, too. */
+static inline void bf16_add_sizes(bf16_sizes *sizes, const void *row, int64_t dim) {
+    for (int64_t d = 0; d < dim; d += 32) {
+        __m512i x = _mm512_maskz_loadu_epi16(bf16_inside(dim, d), (const uint16_t *)row + d);
+        x = _mm512_and_si512(x, _mm512_set1_epi16(0x7fff));
+        sizes->least = _mm512_min_epu16(sizes->least, _mm512_sub_epi16(x, _mm512_set1_epi16(1)));
+        sizes->most = _mm512_max_epu16(sizes->most, x);
+    }
+}
+
+static int some_denormal(const bf16_sizes *sizes) {
+    return _mm512_cmplt_epu16_mask(sizes->least, _mm512_set1_epi16(0x7f)) != 0;
+}
+
+static int some_odd(const bf16_sizes *sizes) {
+    return (_mm512_cmplt_epu16_mask(sizes->least, _mm512_set1_epi16(SMALL - 1)) |
+            _mm512_cmpge_epu16_mask(sizes->most, _mm512_set1_epi16(0x7f80))) != 0;
 }
 
 static const uint16_t *bf16_key_row(const row_block *block, const cuflash_operand *x, int64_t key) {
@@ -275,59 +303,57 @@ static bf16_scratch bf16_scratch_of_block(const cuflash_cpu_plan *plan, const cu
     return x;
 }
 
-/* Which of a row's so many numbers from d on there are. */
-static inline __mmask32 bf16_inside(int64_t dim, int64_t d) {
-    return dim - d >= 32 ? 0xffffffff : (1u << (dim - d)) - 1;
+/* The block's rows of x, NULL where a lane has none, and whether there are denormal or odd numbers among them. */
+typedef struct {
+    const uint16_t *at[BLOCK_M];
+    int denormal, odd;
+} bf16_rows;
+
+static bf16_rows bf16_rows_of(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim) {
+    bf16_rows rows;
+    bf16_sizes sizes = bf16_no_sizes;
+    for (int64_t r = 0; r < BLOCK_M; r++) {
+        rows.at[r] = r < block->rows ? bf16_query_row(plan, block, x, r) : NULL;
+        if (rows.at[r]) bf16_add_sizes(&sizes, rows.at[r], dim);
+    }
+    rows.denormal = some_denormal(&sizes);
+    rows.odd = some_odd(&sizes);
+    return rows;
 }
 
-/* The block's rows of x, times 1, -1 or 0, as pairs of d; says whether there are denormal numbers. */
-static int bf16_load_pairs(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
-                           float factor, char *to) {
-    __mmask32 odd = 0;
-    if (factor == 0 || block->lanes < BLOCK_M) memset(to, 0, (size_t)(cuflash_round_up(dim, BF16_K) * BLOCK_M * 2));
-    for (int64_t lane = 0; lane < block->lanes && factor != 0; lane += 16) {
-        const uint16_t *rows[16];
-        for (int64_t i = 0; i < 16; i++) rows[i] = lane + i < block->rows ? bf16_query_row(plan, block, x, lane + i) : NULL;
+/* Rows, times 1, -1 or 0, as pairs of d. */
+static void bf16_load_pairs(const bf16_rows *rows, int64_t lanes, int64_t dim, float factor, char *to) {
+    if (factor == 0 || lanes < BLOCK_M) memset(to, 0, (size_t)(cuflash_round_up(dim, BF16_K) * BLOCK_M * 2));
+    for (int64_t lane = 0; lane < lanes && factor != 0; lane += 16)
         for (int64_t d = 0; d < dim; d += 32) {
             __mmask32 inside = bf16_inside(dim, d);
             __m512i sign = _mm512_maskz_set1_epi16(inside, factor < 0 ? (int16_t)0x8000 : 0);
             vf pairs[16];
             for (int i = 0; i < 16; i++) {
-                __m512i row = rows[i] ? _mm512_maskz_loadu_epi16(inside, rows[i] + d) : _mm512_setzero_si512();
-                odd |= denormal_lanes(row);
-                pairs[i] = (vf)_mm512_xor_si512(row, rows[i] ? sign : _mm512_setzero_si512());
+                const uint16_t *row = rows->at[lane + i];
+                pairs[i] = row ? (vf)_mm512_xor_si512(_mm512_maskz_loadu_epi16(inside, row + d), sign) : (vf){0};
             }
             v_transpose(pairs);
             for (int i = 0; i < 16; i++) v_store((float *)(void *)(to + (d / 2 + i) * BF16_PAIRS) + lane, pairs[i]);
         }
-    }
-    return odd != 0;
 }
 
-/* 16 numbers of two rows, number by number, with zeros for those that are odd; adds to what says which are. */
-static inline __m512i bf16_pair_rows(__m256i first, __m256i second, __mmask32 *odd) {
+/* 16 numbers of two rows, number by number; zeros for those that are odd, if some are. */
+static inline __m512i bf16_pair_rows(__m256i first, __m256i second, int odd) {
     __m512i both = _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
-    __mmask32 here = odd_lanes(both);
-    *odd |= here;
-    return _mm512_mask_mov_epi16(both, here, _mm512_setzero_si512());
+    return odd ? _mm512_mask_mov_epi16(both, odd_lanes(both), _mm512_setzero_si512()) : both;
 }
 
-/* The block's rows of x as pairs of rows; says whether there are odd numbers, for which there are zeros. */
-static int bf16_load_row_pairs(const cuflash_cpu_plan *plan, const row_block *block, const cuflash_operand *x, int64_t dim,
-                               int64_t pad, char *to) {
-    __mmask32 odd = 0;
-    for (int64_t r = 0; r < BLOCK_M; r += 2) {
-        const uint16_t *rows[2];
-        for (int64_t e = 0; e < 2; e++) rows[e] = r + e < block->rows ? bf16_query_row(plan, block, x, r + e) : NULL;
+/* Rows as pairs of rows, with zeros for odd numbers. */
+static void bf16_load_row_pairs(const bf16_rows *rows, int64_t dim, int64_t pad, char *to) {
+    for (int64_t r = 0; r < BLOCK_M; r += 2)
         for (int64_t d = 0; d < pad; d += 16, to += 64) {
             __mmask16 inside = (__mmask16)bf16_inside(dim, d);
             __m256i part[2];
             for (int e = 0; e < 2; e++)
-                part[e] = rows[e] ? _mm256_maskz_loadu_epi16(inside, rows[e] + d) : _mm256_setzero_si256();
-            _mm512_storeu_si512(to, bf16_pair_rows(part[0], part[1], &odd));
+                part[e] = rows->at[r + e] ? _mm256_maskz_loadu_epi16(inside, rows->at[r + e] + d) : _mm256_setzero_si256();
+            _mm512_storeu_si512(to, bf16_pair_rows(part[0], part[1], rows->odd));
         }
-    }
-    return odd != 0;
 }
 
 /* Rows of K or V as left operands: in place where they are whole tiles. */
@@ -379,35 +405,32 @@ static int64_t bf16_packed_bytes(const cuflash_cpu_plan *plan, const cuflash_pro
     return bf16_turned_bytes(plan, p) + cuflash_round_up(cuflash_key_blocks(p, BF16_BLOCK_N), 64);
 }
 
-/* Turns 32 keys, [key][d], to [d][32]: 16 dimensions at a time, as 32-bit pairs of keys. */
-static int bf16_turn_keys(const cuflash_problem *p, const bf16_operands *of, int64_t pair, int64_t first, uint16_t *to) {
-    int64_t left = p->seq_k - first;
-    __mmask32 odd = 0;
+/* Turns 32 keys, [key][d], to [d][32]: 16 dimensions at a time, as 32-bit pairs of keys; with zeros for odd numbers. */
+static void bf16_turn_keys(const cuflash_problem *p, const bf16_operands *of, int64_t pair, int64_t first, int odd,
+                           uint16_t *to) {
+    const char *rows[BF16_K];
+    for (int64_t i = 0; i < BF16_K; i++)
+        rows[i] = first + i < p->seq_k ? cuflash_row(of->turned, pair / p->heads_kv, pair % p->heads_kv, first + i) : NULL;
     for (int64_t d = 0; d < of->dim; d += BF16_ROWS) {
         __mmask16 inside = (__mmask16)bf16_inside(of->turned_dim, d);
         vf x[16];
         for (int i = 0; i < 16; i++) { /* of two keys, dimension by dimension */
             __m256i key[2];
-            for (int e = 0; e < 2; e++) {
-                const char *row = cuflash_row(of->turned, pair / p->heads_kv, pair % p->heads_kv, first + 2 * i + e);
-                key[e] = 2 * i + e < left ? _mm256_maskz_loadu_epi16(inside, row + d * 2) : _mm256_setzero_si256();
-            }
-            x[i] = (vf)bf16_pair_rows(key[0], key[1], &odd);
+            for (int e = 0; e < 2; e++)
+                key[e] = rows[2 * i + e] ? _mm256_maskz_loadu_epi16(inside, rows[2 * i + e] + d * 2) : _mm256_setzero_si256();
+            x[i] = (vf)bf16_pair_rows(key[0], key[1], odd);
         }
         v_transpose(x);
         for (int i = 0; i < 16; i++) _mm512_store_si512(to + (d + i) * BF16_K, (__m512i)x[i]);
     }
-    return odd ? ODD_TURNED : 0;
 }
 
-static int bf16_look_at_keys(const cuflash_problem *p, const bf16_operands *of, int64_t pair, int64_t first, int64_t count) {
-    __mmask32 denormal = 0;
-    for (int64_t j = 0; j < count; j++) {
-        const char *row = cuflash_row(of->in_place, pair / p->heads_kv, pair % p->heads_kv, first + j);
-        for (int64_t d = 0; d < of->in_place_dim; d += 32)
-            denormal |= denormal_lanes(_mm512_maskz_loadu_epi16(bf16_inside(of->in_place_dim, d), row + d * 2));
-    }
-    return denormal ? DENORMAL_IN_PLACE : 0;
+static bf16_sizes bf16_sizes_of_keys(const cuflash_problem *p, const cuflash_operand *x, int64_t pair, int64_t first,
+                                     int64_t count, int64_t dim) {
+    bf16_sizes sizes = bf16_no_sizes;
+    for (int64_t key = first; key < first + count; key++)
+        bf16_add_sizes(&sizes, cuflash_row(x, pair / p->heads_kv, pair % p->heads_kv, key), dim);
+    return sizes;
 }
 
 /* Packs BF16_BLOCK_N keys. */
@@ -417,12 +440,15 @@ static void bf16_pack(const cuflash_cpu_work *work, int64_t unit, float *unused)
     const cuflash_problem *p = work->p;
     bf16_operands of = bf16_operands_of(plan, p);
     int64_t blocks = cuflash_key_blocks(p, BF16_BLOCK_N), pair = unit / blocks, first = unit % blocks * BF16_BLOCK_N;
-    int64_t left = p->seq_k - first;
+    int64_t count = p->seq_k - first < BF16_BLOCK_N ? p->seq_k - first : BF16_BLOCK_N;
+    bf16_sizes turned = bf16_sizes_of_keys(p, of.turned, pair, first, count, of.turned_dim);
+    bf16_sizes in_place = bf16_sizes_of_keys(p, of.in_place, pair, first, count, of.in_place_dim);
+    int odd = some_odd(&turned);
     char *to = work->packed + pair * plan->packed_bytes;
-    int odd = bf16_look_at_keys(p, &of, pair, first, left < BF16_BLOCK_N ? left : BF16_BLOCK_N);
     for (int64_t key = first; key < first + BF16_BLOCK_N; key += BF16_K)
-        odd |= bf16_turn_keys(p, &of, pair, key, (uint16_t *)(void *)(to + key * of.dim * 2));
-    to[bf16_turned_bytes(plan, p) + first / BF16_BLOCK_N] = (char)odd;
+        bf16_turn_keys(p, &of, pair, key, odd, (uint16_t *)(void *)(to + key * of.dim * 2));
+    to[bf16_turned_bytes(plan, p) + first / BF16_BLOCK_N] =
+        (char)((odd ? ODD_TURNED : 0) | (some_denormal(&in_place) ? DENORMAL_IN_PLACE : 0));
 }
 
 static const char *bf16_packed_keys(const cuflash_cpu_work *work, const row_block *block) {
@@ -440,7 +466,9 @@ static void bf16_attend(const cuflash_cpu_work *work, const row_block *block, co
     float c = exponent_scale(p), factor = query_factor(p);
     int64_t dim_v = cuflash_round_up(p->head_dim_v, BF16_ROWS);
     const char *packed = bf16_packed_keys(work, block), *odd = packed + bf16_turned_bytes(plan, p);
-    int denormal_q = bf16_load_pairs(plan, block, &p->q, p->head_dim, factor, x.q);
+    bf16_rows q = bf16_rows_of(plan, block, &p->q, p->head_dim);
+    int denormal_q = q.denormal && factor != 0;
+    bf16_load_pairs(&q, block->lanes, p->head_dim, factor, x.q);
     bf16_right probabilities = {x.pairs, BF16_PAIRS};
     forget(block, w);
     bf16_begin();
@@ -463,7 +491,7 @@ static void bf16_attend(const cuflash_cpu_work *work, const row_block *block, co
 
 /* ---- Backward ----------------------------------------------------------------------------------- */
 
-/* Whether there are odd numbers among the rows of a block. */
+/* Whether there are denormal numbers in what scores and dP of a block are made of, and odd ones in the pairs of its rows. */
 typedef struct {
     int q_pairs, d_o_pairs, q_rows, d_o_rows;
 } bf16_odd_rows;
@@ -547,10 +575,13 @@ static void bf16_backward_blocks(const cuflash_cpu_work *work, const row_block *
     const int64_t columns = bf16_columns(plan);
     for (int64_t i = 0; i < n; i++) {
         x[i] = bf16_scratch_of_block(plan, p, &x[0], i);
-        odd[i] = (bf16_odd_rows){bf16_load_pairs(plan, &blocks[i], &p->q, p->head_dim, query_factor(p), x[i].q),
-                                 bf16_load_pairs(plan, &blocks[i], &p->d_o, p->head_dim_v, 1, x[i].d_o),
-                                 bf16_load_row_pairs(plan, &blocks[i], &p->q, p->head_dim, plan->pad_d, x[i].q_rows),
-                                 bf16_load_row_pairs(plan, &blocks[i], &p->d_o, p->head_dim_v, plan->pad_dv, x[i].d_o_rows)};
+        bf16_rows q = bf16_rows_of(plan, &blocks[i], &p->q, p->head_dim);
+        bf16_rows d_o = bf16_rows_of(plan, &blocks[i], &p->d_o, p->head_dim_v);
+        bf16_load_pairs(&q, blocks[i].lanes, p->head_dim, query_factor(p), x[i].q);
+        bf16_load_pairs(&d_o, blocks[i].lanes, p->head_dim_v, 1, x[i].d_o);
+        bf16_load_row_pairs(&q, p->head_dim, plan->pad_d, x[i].q_rows);
+        bf16_load_row_pairs(&d_o, p->head_dim_v, plan->pad_dv, x[i].d_o_rows);
+        odd[i] = (bf16_odd_rows){q.denormal && query_factor(p) != 0, d_o.denormal, q.odd, d_o.odd};
     }
     if (blocks[0].lanes < BLOCK_M) { /* columns of P and dS that no lane writes: the pair's last block has them */
         memset(x[0].p, 0, (size_t)(BF16_BLOCK_N * columns * 2));

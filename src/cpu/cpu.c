@@ -140,10 +140,10 @@ static bool can_cut(const cuflash_cpu_plan *plan, const cuflash_problem *p, int6
  * laid out again for each; splits cost sums of dk and dv, which are filled and read. The problem alone decides, so that results
  * do not depend on the number of threads. */
 static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
-    enum { THREADS = 16, MOST = 8 * THREADS };               /* MOST: units */
+    enum { THREADS = 16, MOST = 8 * THREADS };              /* MOST: units */
     const double WORK = 0.016e-9, WORK_ON_PAIRS = 0.004e-9; /* seconds: of a multiply-add on one thread, */
-    const double MOVE = 0.5e-9, LAY_OUT = 1.5e-9;            /* of a float32 that is moved, and one of Q's that is laid out */
-    const double MEMORY = 0.03;                              /* as much as all tensors have is worth so much of the time */
+    const double MOVE = 0.5e-9, LAY_OUT = 1.5e-9;           /* of a float32 that is moved, and one of Q's that is laid out */
+    const double MEMORY = 0.03;                             /* as much as all tensors have is worth so much of the time */
     double seen = seen_from(p, 0), least = -1;
     double work =
         (double)plan->group * seen * multiply_adds(p, CUFLASH_BACKWARD) * (plan->packed_bytes > 0 ? WORK_ON_PAIRS : WORK);
@@ -263,7 +263,7 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
     bool few = !split && cuflash_cpu_is_few(plan->rows, p->dtype, kernels->vector);
     bool few_by_pairs = few && kernels->on_pairs && cuflash_cpu_few_by_pairs(plan->rows, p->dtype);
     int64_t each = split ? plan->splits : plan->row_blocks;
-    char what[96], parts[32] = "", together[32] = "";
+    char what[96], parts[48] = "", together[48] = "";
     if (plan->key_parts > 1) snprintf(parts, sizeof parts, ", keys in %lld parts", (long long)plan->key_parts);
     if (plan->together > 1)
         snprintf(together, sizeof together, ", %lld %sat a time", (long long)plan->together, split ? "row blocks " : "");

@@ -136,17 +136,18 @@ static bool can_cut(const cuflash_cpu_plan *plan, const cuflash_problem *p, int6
 }
 
 /* How a backward's keys are cut into parts and its row blocks dealt out to splits: so that units are done soonest by 16 threads
- * that are not equally fast, which in the end wait for about two thirds of the last 16 units. Parts cost sums of dq, and rows that are
- * laid out again for each; splits cost sums of dk and dv, which are filled and read. The problem alone decides, so that results
- * do not depend on the number of threads. */
+ * that are not equally fast, which in the end wait for about two thirds of what the last 16 units have. Parts cost sums of dq, and
+ * rows that are laid out again for each; splits cost sums of dk and dv, which are filled and read. The problem alone decides, so
+ * that results do not depend on the number of threads. */
 static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
-    enum { THREADS = 16, MOST = 8 * THREADS };              /* MOST: units */
-    const double WORK = 0.016e-9, WORK_ON_PAIRS = 0.004e-9; /* seconds: of a multiply-add on one thread, */
-    const double MOVE = 0.5e-9, LAY_OUT = 1.5e-9;           /* of a float32 that is moved, and one of Q's that is laid out */
-    const double MEMORY = 0.03;                             /* as much as all tensors have is worth so much of the time */
+    enum { THREADS = 16, MOST = 8 * THREADS }; /* MOST: units */
+    bool on_pairs = plan->packed_bytes > 0;
+    const double WORK = on_pairs ? 0.004e-9 : 0.016e-9; /* seconds: of a multiply-add on one thread, */
+    const double LAY_OUT = on_pairs ? 0.5e-9 : 1.5e-9;  /* of a number of Q's that is laid out, with dO's, */
+    const double MOVE = 0.5e-9;                         /* and of a float32 that is moved */
+    const double MEMORY = 0.03;                         /* as much as all tensors have is worth so much of the time */
     double seen = seen_from(p, 0), least = -1;
-    double work =
-        (double)plan->group * seen * multiply_adds(p, CUFLASH_BACKWARD) * (plan->packed_bytes > 0 ? WORK_ON_PAIRS : WORK);
+    double work = (double)plan->group * seen * multiply_adds(p, CUFLASH_BACKWARD) * WORK;
     double dq = (double)plan->rows * (double)plan->pad_d, dk_dv = 0;
     if (!cuflash_keys_at_once(plan)) dk_dv = (double)plan->pad_k * (double)(plan->pad_d + plan->pad_dv);
     double tensors = 2 * (double)(plan->rows + plan->pad_k) * (double)(plan->pad_d + plan->pad_dv);

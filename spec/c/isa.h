@@ -25,6 +25,9 @@ static inline bool isa_of_processor(const char *name) {
     unsigned a, b, c, d;
     if (strcmp(name, "avx512bf16") == 0)
         return isa_of_processor("avx512") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & AVX512_BF16);
+#ifdef CUFLASH_AMX_TILES
+    if (strcmp(name, "amx") == 0) return isa_of_processor("avx512bf16"); /* amx_tiles.h */
+#endif
     if (strcmp(name, "amx") == 0) {
         unsigned long of_kernel = 0;
         return isa_of_processor("avx512bf16") && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILES) && (d & TILES_BF16) &&

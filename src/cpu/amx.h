@@ -4,6 +4,8 @@
 
 enum { BF16_SCORES_N = 32 }; /* keys at a time of a forward's scores and softmax: they stay in the L1 cache */
 
+enum { BF16_HALF_PLANES = 2 }; /* of float16: products of planes take a sixth of a float32 product's time, or less */
+
 #define BF16_WORDS "matrix units, tiles of 16 x 32 bfloat16"
 
 static void bf16_begin(void) {
@@ -35,12 +37,15 @@ typedef struct {
     do {                                                                                                                       \
         _tile_zero(X);                                                                                                         \
         _tile_zero(Y);                                                                                                         \
-        for (int64_t k = 0; k < steps; k++) {                                                                                  \
-            _tile_loadd(5, now.b + k * 16 * y.pair, y.pair);                                                                   \
-            if (now.two) _tile_loadd(6, now.b + k * 16 * y.pair + 64, y.pair);                                                 \
-            _tile_loadd(4, now.a + k * x.step, x.row);                                                                         \
-            _tile_dpbf16ps(X, 4, 5);                                                                                           \
-            if (now.two) _tile_dpbf16ps(Y, 4, 6);                                                                              \
+        for (int term = BF16_ALL_TERMS - terms; term < BF16_ALL_TERMS; term++) {                                               \
+            const char *a = now.a + bf16_terms[term].left * x.plane, *b = now.b + bf16_terms[term].right * y.plane;            \
+            for (int64_t k = 0; k < steps; k++) {                                                                              \
+                _tile_loadd(5, b + k * 16 * y.pair, y.pair);                                                                   \
+                if (now.two) _tile_loadd(6, b + k * 16 * y.pair + 64, y.pair);                                                 \
+                _tile_loadd(4, a + k * x.step, x.row);                                                                         \
+                _tile_dpbf16ps(X, 4, 5);                                                                                       \
+                if (now.two) _tile_dpbf16ps(Y, 4, 6);                                                                          \
+            }                                                                                                                  \
         }                                                                                                                      \
     } while (0)
 
@@ -58,9 +63,10 @@ typedef struct {
             }                                                                                                                  \
     } while (0)
 
-/* C = A B, or C += A B, for m x n of C, multiples of 16, in rows of out_row floats, and so many times 32 of k. A block is stored
+/* C = A B, or C += A B, for m x n of C, multiples of 16, in rows of out_row floats, and so many times 32 of k and terms. A block is stored
  * when the next one's products have begun, in other tiles, so that these need not wait until it is. */
-static void bf16_gemm(int64_t m, int64_t n, int64_t steps, bf16_left x, bf16_right y, float *out, int64_t out_row, int add) {
+static void bf16_gemm(int64_t m, int64_t n, int64_t steps, bf16_left x, bf16_right y, int terms, float *out, int64_t out_row,
+                      int add) {
     float sum[BF16_ROWS * 32] __attribute__((aligned(64)));
     amx_block before = {0}, now;
     int odd = 0;

@@ -32,7 +32,8 @@ typedef struct {
     int64_t pad_d, pad_dv;  /* head dimensions rounded up to whole vectors */
     int64_t pad_k;          /* seq_k rounded up to 16 */
     int64_t scratch_floats; /* per thread */
-    int64_t packed_bytes;   /* per pair: V (forward) or K (backward) in bfloat16, turned (bf16.h), or 0 */
+    int64_t packed_bytes;   /* per pair: keys as products of pairs take them (bf16.h), or 0 */
+    int64_t planes;         /* that numbers are the sum of there, or 0 */
     int64_t partial_floats; /* forward: per unit, max, sum and output of each row, or 0 where keys are one part; backward: per
                              * split of a pair, dk [pad_k][pad_d], then dv [pad_k][pad_dv], or 0 where rows are one block */
     int64_t dq_floats;      /* backward: per part of a pair's keys, [row_blocks][head_dim, rounded up to 16][block_m], or 0
@@ -78,8 +79,10 @@ typedef struct cuflash_cpu_kernels {
     int block_n; /* keys to a tile */
     /* Floats of scratch a thread needs. */
     int64_t (*scratch_floats)(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass);
-    /* bfloat16 by instructions of its own, or NULL: in words, and the bytes that a pair takes packed. */
+    /* Products of pairs of bfloat16 by instructions of its own, or NULL: in words; planes of float16, or 0 where it is not
+     * worth it; and the bytes that a pair takes packed. */
     const char *on_pairs;
+    int half_planes;
     int64_t (*packed_bytes)(const cuflash_cpu_plan *plan, const cuflash_problem *p);
     int pack_n;
     cuflash_cpu_stage *pack;                 /* of pack_n keys */

@@ -4,7 +4,7 @@
 
 enum { BF16_SCORES_N = 32 }; /* keys at a time of a forward's scores and softmax: they stay in the L1 cache */
 
-enum { BF16_HALF_PLANES = 2 }; /* of float16: products of planes take a sixth of a float32 product's time, or less */
+enum { BF16_HALF_PLANES = 2 }; /* of float16: four products of planes take a quarter of a float32 product's time */
 
 #define BF16_WORDS "matrix units, tiles of 16 x 32 bfloat16"
 
@@ -63,8 +63,8 @@ typedef struct {
             }                                                                                                                  \
     } while (0)
 
-/* C = A B, or C += A B, for m x n of C, multiples of 16, in rows of out_row floats, and so many times 32 of k and terms. A block is stored
- * when the next one's products have begun, in other tiles, so that these need not wait until it is. */
+/* C = A B, or C += A B, for m x n of C, multiples of 16, in rows of out_row floats, and so many times 32 of k and terms. A block is
+ * stored when the next one's products have begun, in other tiles, so that these need not wait until it is. */
 static void bf16_gemm(int64_t m, int64_t n, int64_t steps, bf16_left x, bf16_right y, int terms, float *out, int64_t out_row,
                       int add) {
     float sum[BF16_ROWS * 32] __attribute__((aligned(64)));

@@ -144,14 +144,12 @@ static bool can_cut(const cuflash_cpu_plan *plan, const cuflash_problem *p, int6
 static void cut_backward(cuflash_cpu_plan *plan, const cuflash_problem *p) {
     enum { THREADS = 16, MOST = 8 * THREADS }; /* MOST: units */
     bool on_pairs = plan->packed_bytes > 0;
-    const double WORK = plan->planes == 1 ? 0.004e-9
-                        : on_pairs        ? 0.008e-9
-                                          : 0.016e-9;         /* seconds: of a multiply-add on one thread, */
-    const double LAY_OUT = on_pairs ? 0.5e-9 : 1.5e-9; /* of a number of Q's that is laid out, with dO's, */
-    const double MOVE = 0.5e-9;                        /* and of a float32 that is moved */
-    const double MEMORY = 0.03;                        /* as much as all tensors have is worth so much of the time */
+    const double WORK[] = {0.016e-9, 0.004e-9, 0.008e-9}; /* seconds: of a multiply-add on one thread, by planes, */
+    const double LAY_OUT = on_pairs ? 0.5e-9 : 1.5e-9;    /* of a number of Q's that is laid out, with dO's, */
+    const double MOVE = 0.5e-9;                           /* and of a float32 that is moved */
+    const double MEMORY = 0.03;                           /* as much as all tensors have is worth so much of the time */
     double seen = seen_from(p, 0), least = -1;
-    double work = (double)plan->group * seen * multiply_adds(p, CUFLASH_BACKWARD) * WORK;
+    double work = (double)plan->group * seen * multiply_adds(p, CUFLASH_BACKWARD) * WORK[plan->planes];
     double dq = (double)plan->rows * (double)plan->pad_d, dk_dv = 0;
     if (!cuflash_keys_at_once(plan)) dk_dv = (double)plan->pad_k * (double)(plan->pad_d + plan->pad_dv);
     double tensors = 2 * (double)(plan->rows + plan->pad_k) * (double)(plan->pad_d + plan->pad_dv);
@@ -225,10 +223,7 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     plan->pad_k = cuflash_round_up(p->seq_k, 16);
     /* A pair of few rows is not worth packing for. */
     enum { ENOUGH_ROWS = 32 };
-    if (plan->rows >= ENOUGH_ROWS)
-        plan->planes = p->dtype == CUFLASH_BFLOAT16  ? kernels->on_pairs != NULL
-                       : p->dtype == CUFLASH_FLOAT16 ? kernels->half_planes
-                                                     : 0;
+    if (plan->rows >= ENOUGH_ROWS) plan->planes = kernels->planes[p->dtype];
     if (plan->planes > 0) plan->packed_bytes = kernels->packed_bytes(plan, p);
     plan->key_parts = plan->splits = 1;
     if (pass == CUFLASH_BACKWARD && plan->pairs > 0 && plan->rows > 0) {

@@ -79,10 +79,10 @@ typedef struct cuflash_cpu_kernels {
     int block_n; /* keys to a tile */
     /* Floats of scratch a thread needs. */
     int64_t (*scratch_floats)(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass);
-    /* Products of pairs of bfloat16 by instructions of its own, or NULL: in words; planes of float16, or 0 where it is not
+    /* Products of pairs of bfloat16 by instructions of its own, or NULL: in words; by dtype, planes of numbers, or 0 where it is not
      * worth it; and the bytes that a pair takes packed. */
     const char *on_pairs;
-    int half_planes;
+    int planes[CUFLASH_FLOAT64];
     int64_t (*packed_bytes)(const cuflash_cpu_plan *plan, const cuflash_problem *p);
     int pack_n;
     cuflash_cpu_stage *pack;                 /* of pack_n keys */

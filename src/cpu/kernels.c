@@ -52,7 +52,7 @@ const cuflash_cpu_kernels PASTE(cuflash_cpu_, CUFLASH_ISA) = {
     .backward_finish_rows = backward_finish_rows,
 #ifdef __AVX512BF16__
     .on_pairs = BF16_WORDS,
-    .half_planes = BF16_HALF_PLANES,
+    .planes = {[CUFLASH_FLOAT16] = BF16_HALF_PLANES, [CUFLASH_BFLOAT16] = 1},
     .packed_bytes = bf16_packed_bytes,
     .pack = bf16_pack,
     .pack_n = BF16_BLOCK_N,

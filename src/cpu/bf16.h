@@ -29,10 +29,7 @@ static void bf16_attend(const cuflash_cpu_work *work, const row_block *block, co
     bf16_keys keys = bf16_keys_of(work, block);
     bf16_rows q = bf16_rows_of(plan, block, &p->q, p->head_dim);
     int missing_q = q.missing && factor != 0;
-    if (plan->planes == 1)
-        bf16_load_pairs(1, &q, block->lanes, p->head_dim, factor, x.q);
-    else
-        bf16_load_pairs(2, &q, block->lanes, p->head_dim, factor, x.q);
+    BF16_WITH_PLANES(plan->planes, bf16_load_pairs(N, &q, block->lanes, p->head_dim, factor, x.q));
     bf16_right probabilities = {x.pairs, BF16_PAIRS, BF16_PAIRS_PLANE};
     forget(block, w);
     bf16_begin();
@@ -72,9 +69,10 @@ static int bf16_take_infinite(const cuflash_cpu_plan *plan, const row_block *blo
     for (int64_t j = 0; j < count; j++)
         for (int64_t r = 0; r < block->rows; r++) {
             uint16_t *row = ds + j * plan->planes * columns + r, *pair = pairs + j / 2 * (BF16_PAIRS / 2) + r * 2 + j % 2;
-            int infinite = (*row & 0x7fff) == BF16_INFINITY;
-            x->infinite[j * columns + r] = (int8_t)(!infinite ? 0 : *row >> 15 ? -1 : 1);
-            if (infinite) some = 1, row[0] = row[columns] = pair[0] = pair[plane] = 0;
+            if ((*row & 0x7fff) != BF16_INFINITY) continue;
+            x->infinite[j * columns + r] = *row >> 15 ? -1 : 1;
+            row[0] = row[columns] = pair[0] = pair[plane] = 0;
+            some = 1;
         }
     return some;
 }
@@ -164,12 +162,10 @@ static int bf16_backward_rows(const cuflash_cpu_plan *plan, const cuflash_proble
                        odd.q_pairs || odd_keys & ODD_TURNED, x->s);
     bf16_multiply_rows(plan, block, first, count, &p->v, keys->v, x->v, &p->d_o, x->d_o, p->head_dim_v, 1,
                        odd.d_o_pairs || odd_keys & MISSING_IN_PLACE, x->dp);
-    switch (2 * plan->planes + masked) {
-    case 2: bf16_gradients(1, 0, block, first, count, filled, columns, c, w, x); break;
-    case 3: bf16_gradients(1, 1, block, first, count, filled, columns, c, w, x); break;
-    case 4: bf16_gradients(2, 0, block, first, count, filled, columns, c, w, x); break;
-    case 5: bf16_gradients(2, 1, block, first, count, filled, columns, c, w, x); break;
-    }
+    if (masked)
+        BF16_WITH_PLANES(plan->planes, bf16_gradients(N, 1, block, first, count, filled, columns, c, w, x));
+    else
+        BF16_WITH_PLANES(plan->planes, bf16_gradients(N, 0, block, first, count, filled, columns, c, w, x));
     int infinite = plan->planes > 1 && (odd.q_pairs || odd.d_o_pairs || odd.delta || odd_keys) &&
                    bf16_take_infinite(plan, block, count, x);
     if (!p->dq.data) return infinite;
@@ -205,10 +201,7 @@ static void bf16_backward_blocks(const cuflash_cpu_work *work, const row_block *
         x[i] = bf16_scratch_of_block(plan, p, &x[0], i);
         bf16_rows q = bf16_rows_of(plan, &blocks[i], &p->q, p->head_dim);
         bf16_rows d_o = bf16_rows_of(plan, &blocks[i], &p->d_o, p->head_dim_v);
-        if (plan->planes == 1)
-            bf16_load_block(1, plan, p, blocks[i].lanes, &q, &d_o, &x[i]);
-        else
-            bf16_load_block(2, plan, p, blocks[i].lanes, &q, &d_o, &x[i]);
+        BF16_WITH_PLANES(plan->planes, bf16_load_block(N, plan, p, blocks[i].lanes, &q, &d_o, &x[i]));
         odd[i] = (bf16_odd_rows){q.missing && query_factor(p) != 0, d_o.missing, q.odd, d_o.odd, 0};
         for (int64_t r = 0; r < blocks[i].rows; r++) odd[i].delta |= !isfinite(w[i].delta[r]);
     }

@@ -266,10 +266,7 @@ static void bf16_pack(const cuflash_cpu_work *work, int64_t unit, float *unused)
     char *to = work->packed + pair * plan->packed_bytes;
     for (int64_t i = 0; i < BF16_BLOCK_N; i += BF16_K) {
         uint16_t *keys = (uint16_t *)(void *)(to + (first + i) * of.dim * 2 * plan->planes);
-        if (plan->planes == 1)
-            bf16_turn_keys(1, &of, turned + i, odd, keys);
-        else
-            bf16_turn_keys(2, &of, turned + i, odd, keys);
+        BF16_WITH_PLANES(plan->planes, bf16_turn_keys(N, &of, turned + i, odd, keys));
     }
     to[at.odd + first / BF16_BLOCK_N] = (char)((odd ? ODD_TURNED : 0) | (missing ? MISSING_IN_PLACE : 0));
     if (plan->planes == 1) return;

@@ -35,6 +35,18 @@ typedef struct {
 enum { BF16_MOST_PLANES = 2, BF16_ONE_TERM = 1, BF16_MOST_TERMS = 3, BF16_ALL_TERMS = 4 };
 static const struct { int left, right; } bf16_terms[BF16_ALL_TERMS] = {{1, 1}, {1, 0}, {0, 1}, {0, 0}};
 
+/* A call with planes as a constant N. */
+#define BF16_WITH_PLANES(planes, CALL)                                                                                         \
+    do {                                                                                                                       \
+        if ((planes) == 1) {                                                                                                   \
+            enum { N = 1 };                                                                                                    \
+            CALL;                                                                                                              \
+        } else {                                                                                                               \
+            enum { N = 2 };                                                                                                    \
+            CALL;                                                                                                              \
+        }                                                                                                                      \
+    } while (0)
+
 #ifdef __AMX_BF16__
 #include "amx.h"
 #else
@@ -179,10 +191,7 @@ static inline __attribute__((always_inline)) void bf16_softmax_planes(const int 
 
 static void bf16_softmax(int64_t planes, int64_t lanes, const float *s, char *pairs, int64_t done, int64_t count, float c,
                          float *max, float *sum, float *out, int64_t dim) {
-    if (planes == 1)
-        bf16_softmax_planes(1, lanes, s, pairs, done, count, c, max, sum, out, dim);
-    else
-        bf16_softmax_planes(2, lanes, s, pairs, done, count, c, max, sum, out, dim);
+    BF16_WITH_PLANES(planes, bf16_softmax_planes(N, lanes, s, pairs, done, count, c, max, sum, out, dim));
 }
 
 /* ---- Numbers that these products do not take ------------------------------------------------------

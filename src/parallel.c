@@ -14,17 +14,27 @@
  * milliseconds to wake where cores are shared. A thread that has nothing to do looks for work for a while, and then sleeps. Why it is
  * not OpenMP: docs/kernels/cpu.md. */
 
+/* Units that threads take one after the other: one run of a stage or several. */
+typedef struct {
+    _Alignas(64) atomic_llong next; /* a line of its own */
+    int64_t end;
+} queue;
+
+enum { MOST_QUEUES = 64 };
+
 /* A stage under way. */
 typedef struct {
     const cuflash_stage *stage;
-    atomic_llong next, done;
+    queue queues[MOST_QUEUES];
+    int count;
+    _Alignas(64) atomic_llong done;
 } progress;
 
 /* What helpers come to. It is the caller's, who waits until those who came have left. */
 typedef struct job {
     struct job *other;
     progress stages[CUFLASH_MOST_STAGES];
-    int count;
+    int count, threads;
     int wanted, came; /* helpers; guarded by the pool's mutex, which `present` is written with, too */
     atomic_int present;
     pthread_mutex_t mutex;
@@ -105,17 +115,48 @@ static bool is_done(progress *p) {
     return atomic_load_explicit(&p->done, memory_order_acquire) >= p->stage->count;
 }
 
+/* As many queues as there are runs, or each of several runs. */
+static void begin_stage(progress *p, const cuflash_stage *s) {
+    int64_t runs = s->runs < 1 ? 1 : s->runs, each = (runs + MOST_QUEUES - 1) / MOST_QUEUES, units = s->count / runs * each;
+    p->stage = s;
+    p->count = (int)((runs + each - 1) / each);
+    atomic_init(&p->done, 0);
+    for (int i = 0; i < p->count; i++) {
+        queue *q = &p->queues[i];
+        atomic_init(&q->next, i * units);
+        q->end = i + 1 < p->count ? (i + 1) * units : s->count;
+    }
+}
+
+static int64_t units_left(queue *q) {
+    return q->end - atomic_load_explicit(&q->next, memory_order_relaxed);
+}
+
+/* The queue that has most units left, or NULL if none has. */
+static queue *fullest_queue(progress *p) {
+    queue *fullest = NULL;
+    int64_t most = 0;
+    for (int i = 0; i < p->count; i++) {
+        int64_t left = units_left(&p->queues[i]);
+        if (left > most) most = left, fullest = &p->queues[i];
+    }
+    return fullest;
+}
+
+/* Threads begin at queues of their own, as far as there are as many, in each stage the same. */
 static void take_units(job *j, progress *p, int thread) {
     const cuflash_stage *s = p->stage;
-    for (;;) {
-        int64_t begin = atomic_fetch_add_explicit(&p->next, s->grain, memory_order_relaxed);
-        if (begin >= s->count) return;
-        int64_t end = s->count - begin < s->grain ? s->count : begin + s->grain;
-        s->fn(s->context, begin, end, thread);
-        if (atomic_fetch_add_explicit(&p->done, end - begin, memory_order_acq_rel) + end - begin < s->count) continue;
-        pthread_mutex_lock(&j->mutex);
-        pthread_cond_broadcast(&j->progressed);
-        pthread_mutex_unlock(&j->mutex);
+    queue *q = &p->queues[(int64_t)thread * p->count / j->threads];
+    for (; q; q = fullest_queue(p)) {
+        int64_t begin;
+        while ((begin = atomic_fetch_add_explicit(&q->next, s->grain, memory_order_relaxed)) < q->end) {
+            int64_t end = q->end - begin < s->grain ? q->end : begin + s->grain;
+            s->fn(s->context, begin, end, thread);
+            if (atomic_fetch_add_explicit(&p->done, end - begin, memory_order_acq_rel) + end - begin < s->count) continue;
+            pthread_mutex_lock(&j->mutex);
+            pthread_cond_broadcast(&j->progressed);
+            pthread_mutex_unlock(&j->mutex);
+        }
     }
 }
 
@@ -147,7 +188,7 @@ static void do_stages(job *j, int thread) {
 /* Are there units that nobody has taken? */
 static bool needs_help(job *j) {
     for (int i = 0; j->wanted > 0 && i < j->count; i++)
-        if (atomic_load_explicit(&j->stages[i].next, memory_order_relaxed) < j->stages[i].stage->count) return true;
+        if (fullest_queue(&j->stages[i])) return true;
     return false;
 }
 
@@ -260,13 +301,11 @@ static void withdraw(job *j) {
 }
 
 void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count) {
-    job j = {.count = count, .mutex = PTHREAD_MUTEX_INITIALIZER, .progressed = PTHREAD_COND_INITIALIZER};
     int64_t most = 0;
     for (int i = 0; i < count; i++) {
         const cuflash_stage *s = &stages[i];
         int64_t chunks = s->count / s->grain + (s->count % s->grain != 0);
         if (chunks > most) most = chunks;
-        j.stages[i].stage = s;
     }
     if (threads > most) threads = (int)most;
     if (threads <= 1) {
@@ -274,14 +313,18 @@ void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count
             if (stages[i].count > 0) stages[i].fn(stages[i].context, 0, stages[i].count, 0);
         return;
     }
-    j.wanted = threads - 1;
+    job j;
+    j.count = count, j.threads = threads, j.wanted = threads - 1, j.came = 0;
+    j.mutex = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER, j.progressed = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    atomic_init(&j.present, 0);
+    for (int i = 0; i < count; i++) begin_stage(&j.stages[i], &stages[i]);
     post(&j);
     do_stages(&j, 0);
     withdraw(&j);
 }
 
 void cuflash_parallel_for(int threads, int64_t count, int64_t grain, cuflash_range_fn fn, void *context) {
-    cuflash_parallel_stages(threads, &(cuflash_stage){count, grain < 1 ? 1 : grain, fn, context}, 1);
+    cuflash_parallel_stages(threads, &(cuflash_stage){count, grain < 1 ? 1 : grain, fn, context, 1}, 1);
 }
 
 /* ---- Fork --------------------------------------------------------------------------------------- */

@@ -7,11 +7,13 @@
 /* Works on units [begin, end). thread counts from 0 and stays below the number of threads asked for. */
 typedef void (*cuflash_range_fn)(void *context, int64_t begin, int64_t end, int thread);
 
-/* Units 0 ... count - 1, for which fn is called, grain units at a time. */
+/* Units 0 ... count - 1, for which fn is called, grain units at a time. Units that read the same data may come in runs of equal
+ * length: a thread goes on with its run while there are units left in it, and so finds the data in its cache. */
 typedef struct {
     int64_t count, grain;
     cuflash_range_fn fn;
     void *context;
+    int64_t runs; /* count is a multiple of it; 0 or 1: all units are one run */
 } cuflash_stage;
 
 enum { CUFLASH_MOST_STAGES = 5 };

@@ -56,6 +56,33 @@ static void test_callers(void) {
     check_in("%s", "");
 }
 
+/* Threads take the units of a pair after those of another, whichever they are given: results are those of one thread. */
+static void test_pairs(void) {
+    static const int64_t pairs[] = {2, 3, 63, 64, 65, 130};
+    static const cuflash_dtype dtypes[] = {CUFLASH_FLOAT32, CUFLASH_BFLOAT16};
+    int before = cuflash_get_num_threads();
+    for (int i = 0; i < COUNT_OF(pairs) * COUNT_OF(dtypes); i++) {
+        const shape_case shape = {1, pairs[i / 2], pairs[i / 2], 100, 100, 64, 48, i % 3 == 0, 0};
+        check_in("%d pairs of %s", (int)shape.heads, cuflash_dtype_name(dtypes[i % 2]));
+        fixture f;
+        fixture_make(&f, &shape, dtypes[i % 2], GAPS, (uint64_t)i);
+        CHECK_OK(cuflash_set_num_threads(1));
+        CHECK_OK(cuflash_attention_forward(&f.a));
+        CHECK_OK(cuflash_attention_backward(&f.a));
+        fixture_remember(&f);
+        for (int threads = 2; threads <= 5; threads++) {
+            CHECK_OK(cuflash_set_num_threads(threads));
+            fixture_poison_outputs(&f);
+            CHECK_OK(cuflash_attention_forward(&f.a));
+            CHECK_OK(cuflash_attention_backward(&f.a));
+            for (int t = 0; t < TENSORS; t++) CHECK_F(unchanged(&f, t), "tensor %d with %d threads", t, threads);
+        }
+        fixture_free(&f);
+    }
+    CHECK_OK(cuflash_set_num_threads(before));
+    check_in("%s", "");
+}
+
 #ifndef __SANITIZE_THREAD__ /* which does not follow a fork of several threads */
 /* 0 where nothing tells. */
 static int threads_of_process(void) {
@@ -96,6 +123,7 @@ int main(void) {
     isa_require();
     int64_t live = check_live_bytes();
     test_callers();
+    test_pairs();
 #ifndef __SANITIZE_THREAD__
     if (!getenv("CUFLASH_SPEC_NO_FORK")) test_fork();
 #endif

@@ -308,9 +308,9 @@ static void run_units(void *context, int64_t begin, int64_t end, int thread) {
         all->stage(w, unit, w->scratch + thread * w->plan->scratch_floats);
 }
 
-static void add_stage(run *r, const cuflash_cpu_work *w, cuflash_cpu_stage *stage, int64_t count) {
+static void add_stage(run *r, const cuflash_cpu_work *w, cuflash_cpu_stage *stage, int64_t count, int64_t runs) {
     r->units[r->count] = (units){w, stage};
-    r->stages[r->count] = (cuflash_stage){count, 1, run_units, &r->units[r->count]};
+    r->stages[r->count] = (cuflash_stage){count, 1, run_units, &r->units[r->count], runs};
     r->count++;
 }
 
@@ -324,16 +324,17 @@ void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuf
     w.rows = w.dq_parts + plan->pairs * plan->key_parts * plan->dq_floats;
     int64_t row_blocks = plan->pairs * plan->row_blocks;
     run r = {.count = 0};
-    if (plan->packed_bytes > 0) add_stage(&r, &w, kernels->pack, plan->pairs * cuflash_key_blocks(p, kernels->pack_n));
+    if (plan->packed_bytes > 0)
+        add_stage(&r, &w, kernels->pack, plan->pairs * cuflash_key_blocks(p, kernels->pack_n), plan->pairs);
     if (pass == CUFLASH_FORWARD) {
-        add_stage(&r, &w, kernels->forward, plan->units);
-        if (plan->key_parts > 1) add_stage(&r, &w, kernels->forward_finish, row_blocks);
+        add_stage(&r, &w, kernels->forward, plan->units, plan->pairs);
+        if (plan->key_parts > 1) add_stage(&r, &w, kernels->forward_finish, row_blocks, plan->pairs);
     } else {
-        add_stage(&r, &w, kernels->backward_begin, row_blocks);
-        add_stage(&r, &w, kernels->backward, plan->units);
-        if (p->dq.data && plan->key_parts > 1) add_stage(&r, &w, kernels->backward_finish_rows, row_blocks);
+        add_stage(&r, &w, kernels->backward_begin, row_blocks, 1);
+        add_stage(&r, &w, kernels->backward, plan->units, 1);
+        if (p->dq.data && plan->key_parts > 1) add_stage(&r, &w, kernels->backward_finish_rows, row_blocks, 1);
         if (!cuflash_keys_at_once(plan) && (p->dk.data || p->dv.data))
-            add_stage(&r, &w, kernels->backward_finish_keys, plan->pairs * cuflash_key_blocks(p, kernels->block_n));
+            add_stage(&r, &w, kernels->backward_finish_keys, plan->pairs * cuflash_key_blocks(p, kernels->block_n), 1);
     }
     cuflash_parallel_stages(plan->threads, r.stages, r.count);
 }

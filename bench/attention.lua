@@ -32,7 +32,7 @@ end
 local defaults = {
   cpu = {
     device = "cpu", dim = "64,128", seq = "2048", heads = "2", ["kv-heads"] = false, batch = "1", dtype = "float32",
-    threads = "1," .. cf.num_threads(), processes = false, repeats = "5", json = false,
+    threads = "1," .. cf.num_threads(), scaling = false, repeats = "5", json = false,
   },
   cuda = {
     device = "cuda", dim = "64,128", seq = "1024,4096,16384", heads = "16", ["kv-heads"] = false, batch = "1",
@@ -126,21 +126,26 @@ local function median(repeats, run)
   return median_of(times)
 end
 
-local function measure(case, device)
+-- A case's calls, and how many billion operations a forward is.
+local function problem(case, device)
   local options = {dtype = case.dtype, device = device}
   local q = cf.randn({case.batch, case.heads, case.seq, case.dim}, options)
   local k = cf.randn({case.batch, case.kv_heads, case.seq, case.dim}, options)
   local v = cf.randn({case.batch, case.kv_heads, case.seq, case.dim}, options)
   local d_o = cf.randn({case.batch, case.heads, case.seq, case.dim}, options)
   local out = cf.empty({case.batch, case.heads, case.seq, case.dim}, options)
-  local work = 4 * case.batch * case.heads * case.seq ^ 2 * case.dim * (case.causal and 0.5 or 1) / 1e9
+  local gradients = {dq = cf.empty_like(q), dk = cf.empty_like(k), dv = cf.empty_like(v)}
   local context
   local function forward()
     local _
     _, context = cf.attention(q, k, v, {causal = case.causal, out = out})
   end
-  local gradients = {dq = cf.empty_like(q), dk = cf.empty_like(k), dv = cf.empty_like(v)}
   local function backward() context:backward(d_o, gradients) end
+  return forward, backward, 4 * case.batch * case.heads * case.seq ^ 2 * case.dim * (case.causal and 0.5 or 1) / 1e9
+end
+
+local function measure(case, device)
+  local forward, backward, work = problem(case, device)
   if device == "cpu" then
     local peak_forward, peak_backward
     case.forward, case.forward_of_peak, peak_forward = beside_peak(case.repeats, work, forward)
@@ -164,7 +169,7 @@ end
 local function to_json(results)
   local json = require "dkjson"
   return json.encode(results, {indent = true,
-    keyorder = {"cpu", "device", "isa", "version", "rows", "processes", "threads", "dtype", "dim"}})
+    keyorder = {"cpu", "device", "isa", "version", "rows", "scaling", "threads", "pass", "dtype", "dim"}})
 end
 
 -- ---- Options ------------------------------------------------------------------------------------------------
@@ -196,71 +201,87 @@ end
 -- ---- Rows ---------------------------------------------------------------------------------------------------
 
 local batch = numbers(options, "batch")[1]
-local processes = options.processes and numbers(options, "processes")[1]
 
-local function each_problem(f)
+-- Calls f with every case of these threads.
+local function each_case(threads, f)
   for _, dtype in ipairs(list(options.dtype)) do
     for _, dim in ipairs(numbers(options, "dim")) do
-      for _, seq in ipairs(numbers(options, "seq")) do f(dtype, dim, seq) end
-    end
-  end
-end
-
--- Calls f with every case of these threads, measured.
-local function each_case(threads, f)
-  each_problem(function(dtype, dim, seq)
-    for _, causal in ipairs {false, true} do
-      local case = {
-        threads = threads, dtype = dtype, dim = dim, seq = seq, causal = causal, heads = heads, kv_heads = kv_heads,
-        batch = batch, repeats = repeats,
-      }
-      measure(case, options.device)
-      f(case)
-    end
-  end)
-end
-
-local function quote(text)
-  return "'" .. text:gsub("'", "'\\''") .. "'"
-end
-
--- The rows of a problem, causal or not, that so many processes of one thread each measure at the same time: rates and peaks added
--- up, and means of what they have of the peak.
-local function measure_processes(count, dtype, dim, seq)
-  local json = require "dkjson"
-  local interpreter = -1
-  while arg[interpreter - 1] do interpreter = interpreter - 1 end
-  local command = ("%s %s %s --threads 1 --dtype %s --dim %d --seq %d --heads %d --kv-heads %d --batch %d --repeats %d"):format(
-    quote(arg[interpreter]), quote(arg[0]), quote(folder), dtype, dim, seq, heads, kv_heads, batch, repeats)
-  local files, pipes, sum = {}, {}, nil
-  for i = 1, count do
-    files[i] = os.tmpname()
-    pipes[i] = assert(io.popen(command .. " --json " .. quote(files[i]) .. " 2>&1"))
-  end
-  for i = 1, count do
-    local output = pipes[i]:read "*a"
-    pipes[i]:close()
-    local file = assert(io.open(files[i]))
-    local one = json.decode(file:read "*a")
-    file:close()
-    os.remove(files[i])
-    if not one then fail("process %d of %d: %s", i, count, output) end
-    if sum then
-      for j, row in ipairs(one.rows) do
-        for _, key in ipairs {"forward", "forward_of_peak", "backward", "backward_of_peak", "peak"} do
-          sum[j][key] = sum[j][key] + row[key]
+      for _, seq in ipairs(numbers(options, "seq")) do
+        for _, causal in ipairs {false, true} do
+          f {
+            threads = threads, dtype = dtype, dim = dim, seq = seq, causal = causal, heads = heads, kv_heads = kv_heads,
+            batch = batch, repeats = repeats,
+          }
         end
       end
-    else
-      sum = one.rows
     end
   end
-  for _, row in ipairs(sum) do
-    row.processes = count
-    row.forward_of_peak, row.backward_of_peak = row.forward_of_peak / count, row.backward_of_peak / count
-  end
-  return sum
 end
+
+-- ---- Scaling ------------------------------------------------------------------------------------------------
+
+-- Rates of calls in so many seconds, or of one.
+local function rate_of(work, call)
+  return function(seconds)
+    call()
+    local start, calls = now(), 0
+    repeat
+      call()
+      calls = calls + 1
+    until now() - start >= seconds
+    return work * calls / (now() - start)
+  end
+end
+
+local function print_scaling(row)
+  local what = row.dtype and ("%-8s %4d %6d %6d  %-6s %-9s"):format(row.dtype, row.dim, row.seq, row.heads,
+    row.causal and "yes" or "no", row.pass) or ("%-45s"):format "multiply-adds between registers"
+  print(("%s %9.1f %9.1f %9.1f %8.0f%%"):format(what, row.alone, row.processes, row.together, 100 * row.together / row.alone))
+end
+
+-- Rows of what `count` threads have of as many cores, each of them alone.
+local function measure_scaling(count)
+  local scaling = dofile((arg[0]:match "^(.*/)" or "") .. "scaling.lua")
+  if count > scaling.cores() then fail("--scaling: expected 1 to %d, the cores there are, got %d", scaling.cores(), count) end
+  local rows = {}
+  local function add(sums, row)
+    for key, value in pairs(sums) do row[key] = value end
+    row.threads, row.repeats = count, repeats
+    rows[#rows + 1] = row
+    print_scaling(row)
+  end
+  print(("\nscaling to %d threads\n%61s %9s %9s %9s"):format(count, "alone", "processes", "threads", "of alone"))
+  add(scaling.measure(count, repeats, function(threads)
+    return {function(seconds) return fma.fma_peak(threads, seconds) end}
+  end)[1], {})
+  local groups = heads / kv_heads
+  each_case(count, function(case)
+    local sums = scaling.measure(count, repeats, function(threads)
+      cf.num_threads(threads)
+      local share = setmetatable({}, {__index = case})
+      if threads < count then
+        share.kv_heads = math.ceil(kv_heads / count)
+        share.heads = groups * share.kv_heads
+      end
+      local forward, backward, work = problem(share, "cpu")
+      forward() -- what backward needs
+      return {rate_of(work, forward), rate_of(2.5 * work, backward)}
+    end)
+    for i, pass in ipairs {"forward", "backward"} do
+      add(sums[i], {
+        pass = pass, dtype = case.dtype, dim = case.dim, seq = case.seq, causal = case.causal, heads = heads,
+        kv_heads = kv_heads, batch = batch,
+      })
+    end
+  end)
+  print(([[
+
+alone: a core's while the others have nothing to do, those of all %d added up; processes: of one thread each, at the same time;
+threads: of one process. The heads are shared out to the processes.]]):format(count))
+  return rows
+end
+
+-- ---- Runs ---------------------------------------------------------------------------------------------------
 
 local function print_headings()
   print "dtype     dim    seq  heads  causal   forward  of peak  backward  of peak      peak"
@@ -283,25 +304,17 @@ local function measure_cpu()
     print(("\n%d thread%s"):format(threads, threads == 1 and "" or "s"))
     print_headings()
     each_case(threads, function(case)
+      measure(case, "cpu")
       local own = case.dtype == "bfloat16" and HAVE_BFLOAT16[cf.cpu.isa()] -- instructions, which are not held to that peak
       overtaken = overtaken or not own and math.max(case.forward_of_peak, case.backward_of_peak) > 1
       results.rows[#results.rows + 1] = case
       print_row(case)
     end)
   end
-  if processes then
-    print(("\n%d process%s of one thread at the same time, added up"):format(processes, processes == 1 and "" or "es"))
-    print_headings()
-    each_problem(function(dtype, dim, seq)
-      for _, case in ipairs(measure_processes(processes, dtype, dim, seq)) do
-        results.rows[#results.rows + 1] = case
-        print_row(case)
-      end
-    end)
-  end
   print "\nGFLOP/s, of 4 B H S^2 D operations a forward pass, half where causal, 2.5 times that backward; the best of the runs."
   print "peak: float32 multiply-adds between registers, on as many threads, before and after each run; of peak: medians of runs."
   if overtaken then print "More than the peak: the machine was busy; run it again for figures to keep." end
+  if options.scaling then results.scaling = measure_scaling(numbers(options, "scaling")[1]) end
   return results
 end
 
@@ -312,6 +325,7 @@ local function measure_cuda()
     results.device.driver, results.device.toolkit))
   print("dtype     dim    seq  heads  causal   forward  backward")
   each_case(nil, function(case)
+    measure(case, options.device)
     results.rows[#results.rows + 1] = case
     print(("%-8s %4d %6d %6d  %-6s %9.1f %9.1f"):format(case.dtype, case.dim, case.seq, heads, case.causal and "yes" or "no",
       case.forward / 1e3, case.backward / 1e3))

@@ -15,10 +15,13 @@ contains "$output" "^1 thread$"
 contains "$output" "^float32 +40 +64 +2 +yes +[0-9.]+ +[0-9]+% +[0-9.]+ +[0-9]+% +[1-9][0-9.]*$"
 [ "$(grep -c '"forward"' "$scratch/cpu.json")" = 4 ] || die "expected 4 rows in: $(cat "$scratch/cpu.json")"
 
-output=$(bench "$1" --dim 32 --seq 64 --repeats 1 --threads 1 --processes 3 --json "$scratch/sums.json")
-contains "$output" "^3 processes of one thread at the same time, added up"
-[ "$(grep -c '^float32 ' <<<"$output")" = 4 ] || die "expected 4 rows in: $output"
-[ "$(grep -c '"processes":3' "$scratch/sums.json")" = 2 ] || die "expected 2 rows in: $(cat "$scratch/sums.json")"
+output=$(bench "$1" --dim 32 --seq 64 --heads 3 --repeats 1 --threads 1 --scaling 2 --json "$scratch/scaling.json")
+contains "$output" "^multiply-adds between registers +[1-9][0-9.]* +[1-9][0-9.]* +[1-9][0-9.]* +[0-9]+%$"
+contains "$output" "^float32 +32 +64 +3 +yes +backward +[1-9][0-9.]* +[1-9][0-9.]* +[1-9][0-9.]* +[0-9]+%$"
+[ "$(grep -c '^float32 ' <<<"$output")" = 6 ] || die "expected 6 rows in: $output"
+[ "$(grep -c '"pass"' "$scratch/scaling.json")" = 4 ] || die "expected 4 rows in: $(cat "$scratch/scaling.json")"
+output=$(bench "$1" --dim 32 --seq 64 --repeats 1 --threads 1 --scaling 9999) && die "--scaling 9999 is an error, got: $output"
+contains "$output" "^bench: --scaling: expected 1 to [0-9]+, the cores there are, got 9999$"
 
 output=$(bench "$1" --dim 257 --device cuda) && die "--dim 257 is an error on a CUDA device, got: $output"
 contains "$output" "^bench: --dim: expected 1 to 256, got 257$"

@@ -58,6 +58,25 @@ describe("attention on the CPU is bit-equal #cpu", function()
     end
   end)
 
+  -- Keys that are more than an L2 cache keeps, and as many rows as it takes to have two blocks of them a unit on one thread, but not
+  -- on many.
+  for _, dtype in ipairs { "float16", "bfloat16" } do
+    it("for row blocks that go through keys together: " .. dtype, function()
+      local case = attention.case {
+        name = "together", heads = 8, heads_kv = 1, seq_q = 255, seq_k = 3200, dim = 128, causal = true,
+      }
+      local inputs, outputs = attention.make(case, dtype), {}
+      for i, n in ipairs { 1, 64 } do
+        cf.num_threads(n)
+        local work = cf.explain(inputs.q, inputs.k, inputs.v, { causal = true, pass = "forward" }).forward.work
+        assert.are.equal(i == 1, work:find("at a time", 1, true) ~= nil, work)
+        local o, context = cf.attention(inputs.q, inputs.k, inputs.v, { causal = true })
+        outputs[i] = { o = o, lse = context.lse }
+      end
+      attention.all_same_bits(outputs[1], outputs[2])
+    end)
+  end
+
   for_all("without asking for it", function(case, inputs)
     attention.all_same_bits(attention.run(case, inputs), attention.run(case, inputs, false))
   end)

@@ -18,37 +18,48 @@
 
 /* ---- Forward ------------------------------------------------------------------------------------ */
 
-/* As attend, with the output. */
-static void bf16_attend(const cuflash_cpu_work *work, const row_block *block, const scratch *w, float *more) {
-    const cuflash_cpu_plan *plan = work->plan;
-    const cuflash_problem *p = work->p;
-    bf16_scratch x;
-    bf16_lay_out(plan, p, more, &x);
+/* A block through so many keys: scores, softmax, and output. */
+static void bf16_attend_tile(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t first,
+                             int64_t count, const bf16_keys *keys, int missing_q, const scratch *w, const bf16_scratch *x) {
     float c = exponent_scale(p), factor = query_factor(p);
     int64_t dim_v = cuflash_round_up(p->head_dim_v, BF16_ROWS);
-    bf16_keys keys = bf16_keys_of(work, block);
-    bf16_rows q = bf16_rows_of(plan, block, &p->q, p->head_dim);
-    int missing_q = q.missing && factor != 0;
-    BF16_WITH_PLANES(plan->planes, bf16_load_pairs(N, &q, block->lanes, p->head_dim, factor, x.q));
-    bf16_right probabilities = {x.pairs, BF16_PAIRS, BF16_PAIRS_PLANE};
-    forget(block, w);
-    bf16_begin();
-    for (int64_t first = 0; first < block->keys && !cuflash_interrupted(work->ticket); first += BF16_BLOCK_N) {
-        int64_t count = block->keys - first < BF16_BLOCK_N ? block->keys - first : BF16_BLOCK_N;
-        int odd = keys.odd[first / BF16_BLOCK_N];
-        for (int64_t done = 0; done < count; done += BF16_SCORES_N) {
-            int64_t key = first + done, some = count - done < BF16_SCORES_N ? count - done : BF16_SCORES_N;
-            bf16_multiply_rows(plan, block, key, some, &p->k, keys.k, x.k, &p->q, x.q, p->head_dim, factor,
-                               missing_q || odd & MISSING_IN_PLACE, x.s);
-            if (key + some > block->shared) mask_tile(block, key, some, -INFINITY, x.s);
-            bf16_softmax(plan->planes, block->lanes, x.s, x.pairs, done, some, c, w->max, w->sum, w->o_lanes,
-                         first > 0 ? p->head_dim_v : 0);
-        }
-        bf16_gemm(dim_v, block->lanes, cuflash_round_up(count, BF16_K) / BF16_K,
-                  bf16_turned_keys(plan, keys.turned, first, dim_v), probabilities, bf16_terms_of(plan), w->o_lanes, BLOCK_M,
-                  first > 0);
-        if (odd & ODD_TURNED) bf16_add_to_lanes(plan, block, first, count, &p->v, p->head_dim_v, x.pairs, w->o_lanes);
+    int odd = keys->odd[first / BF16_BLOCK_N];
+    for (int64_t done = 0; done < count; done += BF16_SCORES_N) {
+        int64_t key = first + done, some = count - done < BF16_SCORES_N ? count - done : BF16_SCORES_N;
+        bf16_multiply_rows(plan, block, key, some, &p->k, keys->k, x->k, &p->q, x->q, p->head_dim, factor,
+                           missing_q || odd & MISSING_IN_PLACE, x->s);
+        if (key + some > block->shared) mask_tile(block, key, some, -INFINITY, x->s);
+        bf16_softmax(plan->planes, block->lanes, x->s, x->pairs, done, some, c, w->max, w->sum, w->o_lanes,
+                     first > 0 ? p->head_dim_v : 0);
     }
+    bf16_gemm(dim_v, block->lanes, cuflash_round_up(count, BF16_K) / BF16_K, bf16_turned_keys(plan, keys->turned, first, dim_v),
+              (bf16_right){x->pairs, BF16_PAIRS, BF16_PAIRS_PLANE}, bf16_terms_of(plan), w->o_lanes, BLOCK_M, first > 0);
+    if (odd & ODD_TURNED) bf16_add_to_lanes(plan, block, first, count, &p->v, p->head_dim_v, x->pairs, w->o_lanes);
+}
+
+/* As attend, with the output. */
+static void bf16_attend(const cuflash_cpu_work *work, const row_block *blocks, const scratch *w, int64_t n, float *more) {
+    const cuflash_cpu_plan *plan = work->plan;
+    const cuflash_problem *p = work->p;
+    bf16_scratch x[CUFLASH_MOST_TOGETHER];
+    int missing_q[CUFLASH_MOST_TOGETHER];
+    int64_t most = 0;
+    bf16_lay_out(plan, p, more, &x[0]);
+    bf16_keys keys = bf16_keys_of(work, &blocks[0]);
+    for (int64_t i = 0; i < n; i++) {
+        bf16_rows q = bf16_rows_of(plan, &blocks[i], &p->q, p->head_dim);
+        x[i] = bf16_scratch_of_block(plan, p, &x[0], i);
+        missing_q[i] = q.missing && query_factor(p) != 0;
+        BF16_WITH_PLANES(plan->planes, bf16_load_pairs(N, &q, blocks[i].lanes, p->head_dim, query_factor(p), x[i].q));
+        forget(&blocks[i], &w[i]);
+        if (blocks[i].keys > most) most = blocks[i].keys;
+    }
+    bf16_begin();
+    for (int64_t first = 0; first < most && !cuflash_interrupted(work->ticket); first += BF16_BLOCK_N)
+        for (int64_t i = 0; i < n; i++) {
+            int64_t left = blocks[i].keys - first, count = left < BF16_BLOCK_N ? left : BF16_BLOCK_N;
+            if (count > 0) bf16_attend_tile(plan, p, &blocks[i], first, count, &keys, missing_q[i], &w[i], &x[i]);
+        }
     bf16_end();
 }
 

@@ -198,8 +198,16 @@ static int worthwhile_threads(const cuflash_cpu_plan *plan, const cuflash_proble
     return threads > 1 ? threads : 1;
 }
 
-/* Row blocks of a pair go through its keys together, which are converted once for all of them, where threads have enough to take
- * all the same. Their results do not depend on that. */
+/* Should row blocks of a pair go through its keys together? Keys of 16 bits are converted once for all of them, and packed ones
+ * that no L2 cache keeps are read once. */
+static bool gain_together(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
+    const double KEPT_BYTES = 1.5 * 1024 * 1024;
+    if (plan->pass == CUFLASH_BACKWARD || plan->key_parts > 1) return false;
+    if (plan->packed_bytes == 0) return p->dtype != CUFLASH_FLOAT32;
+    return 2. * (double)(plan->planes * p->seq_k * (p->head_dim + p->head_dim_v)) > KEPT_BYTES;
+}
+
+/* As many as leave threads enough to take. Their results do not depend on it. */
 static void put_together(cuflash_cpu_plan *plan) {
     enum { UNITS_PER_THREAD = 16 };
     for (int64_t together = CUFLASH_MOST_TOGETHER; together > 1 && plan->together == 1; together /= 2) {
@@ -238,8 +246,7 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     plan->units = plan->pairs * plan->key_parts * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
     plan->threads = worthwhile_threads(plan, p, threads);
     plan->together = pass == CUFLASH_BACKWARD && plan->packed_bytes > 0 && plan->row_blocks > plan->splits ? 2 : 1;
-    if (pass == CUFLASH_FORWARD && p->dtype != CUFLASH_FLOAT32 && plan->key_parts == 1 && plan->packed_bytes == 0)
-        put_together(plan);
+    if (gain_together(plan, p)) put_together(plan);
     plan->scratch_floats = cuflash_round_up(kernels->scratch_floats(plan, p, pass), 16);
     int64_t floats = 0, partials = 0, dq_parts = 0, packed = 0, rows = 0;
     bool backward = pass == CUFLASH_BACKWARD;

@@ -177,25 +177,6 @@ static void store_lse(const cuflash_cpu_plan *plan, const cuflash_problem *p, co
     }
 }
 
-/* The block's output over some keys, not yet divided by sum, in pairs of bfloat16 or by vectors over d; false where neither is the
- * way to it. */
-static bool attend_otherwise(const cuflash_cpu_work *work, const row_block *block, const scratch *w, float *more, int64_t begin,
-                             int64_t end) {
-    const cuflash_cpu_plan *plan = work->plan;
-    const cuflash_problem *p = work->p;
-#ifdef __AVX512BF16__
-    if (plan->packed_bytes > 0) { /* and so all keys are one part */
-        bf16_attend(work, block, w, more);
-        return true;
-    }
-#else
-    (void)more;
-#endif
-    if (!cuflash_cpu_is_few(block->rows, p->k.dtype, VL)) return false;
-    attend_few(plan, p, block, w, begin, end, work->ticket);
-    return true;
-}
-
 /* Divides by sum, and writes the block's output and log-sum-exp. */
 static void store_output(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, const scratch *w) {
     if (p->lse.data) store_lse(plan, p, block, w);
@@ -231,6 +212,23 @@ static void keep_block(const cuflash_cpu_work *work, int64_t unit, const row_blo
         store_output(work->plan, work->p, block, w);
 }
 
+/* Blocks through a part of the keys, with their outputs. */
+static void attend_blocks(const cuflash_cpu_work *work, const row_block *blocks, const scratch *w, int64_t n, float *more,
+                          int64_t begin, int64_t end) {
+    const cuflash_cpu_plan *plan = work->plan;
+    const cuflash_problem *p = work->p;
+#ifdef __AVX512BF16__
+    if (plan->packed_bytes > 0) { /* and so all keys are one part */
+        bf16_attend(work, blocks, w, n, more);
+        return;
+    }
+#else
+    (void)more;
+#endif
+    for (int64_t i = 0; i < n; i++) load_lanes(plan, &blocks[i], &p->q, p->head_dim, query_factor(p), w[i].q_lanes);
+    attend(p, blocks, w, n, 1, begin, end, work->ticket);
+}
+
 static void forward(const cuflash_cpu_work *work, int64_t unit, float *base) {
     const cuflash_cpu_plan *plan = work->plan;
     const cuflash_problem *p = work->p;
@@ -243,15 +241,15 @@ static void forward(const cuflash_cpu_work *work, int64_t unit, float *base) {
     int64_t used = lay_out(plan, p, CUFLASH_FORWARD, base, &w[0]);
     for (int64_t index = first; index < first + plan->together && index < plan->row_blocks; index++) {
         row_block block = forward_block(plan, p, group / groups * plan->row_blocks + index);
-        if (attend_otherwise(work, &block, &w[0], base + used, begin, end)) {
+        if (plan->packed_bytes == 0 && cuflash_cpu_is_few(block.rows, p->k.dtype, VL)) {
+            attend_few(plan, p, &block, &w[0], begin, end, work->ticket);
             keep_block(work, unit, &block, &w[0]);
             continue;
         }
         w[n] = scratch_of_block(&w[0], n);
         blocks[n++] = block;
     }
-    for (int64_t i = 0; i < n; i++) load_lanes(plan, &blocks[i], &p->q, p->head_dim, query_factor(p), w[i].q_lanes);
-    attend(p, blocks, w, n, 1, begin, end, work->ticket);
+    attend_blocks(work, blocks, w, n, base + used, begin, end);
     for (int64_t i = 0; i < n; i++) keep_block(work, unit, &blocks[i], &w[i]);
 }
 

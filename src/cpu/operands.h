@@ -41,11 +41,12 @@ static int64_t bf16_lay_out(const cuflash_cpu_plan *plan, const cuflash_problem 
     return used / 4;
 }
 
-/* A backward's of block `index` of those that go through the keys together. */
+/* That of block `index` of those that go through the keys together. */
 static bf16_scratch bf16_scratch_of_block(const cuflash_cpu_plan *plan, const cuflash_problem *p, const bf16_scratch *first,
                                           int64_t index) {
     bf16_scratch x = *first;
     x.q += index * plan->planes * cuflash_round_up(p->head_dim, BF16_K) * BLOCK_M * 2;
+    if (plan->pass == CUFLASH_FORWARD) return x;
     x.d_o += index * plan->planes * cuflash_round_up(p->head_dim_v, BF16_K) * BLOCK_M * 2;
     x.q_rows += index * plan->pad_d * BLOCK_M * 2;
     x.d_o_rows += index * plan->pad_dv * BLOCK_M * 2;

@@ -7,6 +7,7 @@ enum { BF16_SCORES_N = 32 }; /* keys at a time of a forward's scores and softmax
 enum { BF16_HALF_PLANES = 2 }; /* of float16: four products of planes take a quarter of a float32 product's time */
 
 #define BF16_WORDS "matrix units, tiles of 16 x 32 bfloat16"
+#define BF16_FEW_WORDS BF16_WORDS ", 16 query rows at a time"
 
 static void bf16_begin(void) {
     static const struct { /* not of this call: compilers are told of the first 8 bytes only that the instruction reads */

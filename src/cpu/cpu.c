@@ -279,11 +279,11 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
         snprintf(together, sizeof together, ", %lld %sat a time", (long long)plan->together, split ? "row blocks " : "");
     if (on_pairs)
         snprintf(what, sizeof what, "%s%s", kernels->on_pairs, plan->planes > 1 ? ", numbers as sums of two" : "");
+    else if (few_by_pairs)
+        snprintf(what, sizeof what, "%s", kernels->few_on_pairs);
     else
         snprintf(what, sizeof what, "vectors of %d float32%s%s", kernels->vector, few ? " over the head dimension" : "",
-                 p->dtype == CUFLASH_FLOAT32 ? ""
-                 : few_by_pairs              ? ", scores by pairs of bfloat16"
-                                             : ", operands converted as they are read");
+                 p->dtype == CUFLASH_FLOAT32 ? "" : ", operands converted as they are read");
     snprintf(text, size,
              "kernel: cpu %s, %s\n"
              "tile: %d query rows x %d keys%s\n"

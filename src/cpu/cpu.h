@@ -82,6 +82,7 @@ typedef struct cuflash_cpu_kernels {
     /* Products of pairs of bfloat16 by instructions of its own, or NULL: in words; by dtype, planes of numbers, or 0 where it is not
      * worth it; and the bytes that a pair takes packed. */
     const char *on_pairs;
+    const char *few_on_pairs; /* the same, of few rows */
     int planes[CUFLASH_FLOAT64];
     int64_t (*packed_bytes)(const cuflash_cpu_plan *plan, const cuflash_problem *p);
     int pack_n;

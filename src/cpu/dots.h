@@ -10,6 +10,7 @@ enum { BF16_SCORES_N = BF16_BLOCK_N }; /* keys at a time of a forward's scores *
 enum { BF16_HALF_PLANES = 0 }; /* products of pairs are twice as fast as those of float32, not four times */
 
 #define BF16_WORDS "vectors of 16 pairs of bfloat16"
+#define BF16_FEW_WORDS "vectors of 16 float32 over the head dimension, by pairs of bfloat16"
 
 static void bf16_begin(void) {
 }

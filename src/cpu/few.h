@@ -79,44 +79,6 @@ static inline __attribute__((always_inline)) void score_few(const int R, const c
     }
 }
 
-#ifdef __AVX512BF16__
-/* The same, of bfloat16, by products of pairs, which take denormal numbers for 0: says whether K has any. q is [dim / 32][R][32]. */
-static inline __attribute__((always_inline)) int score_few_pairs(const int R, int64_t count, int64_t dim, const char *k,
-                                                                 int64_t k_row, const uint16_t *q, float *s) {
-    const int K = VL / R;
-    __m512i least = _mm512_set1_epi16(-1), one = _mm512_set1_epi16(1); /* of twice a number's bits, less 1 */
-    for (int64_t j = 0; j < count; j += K) {
-        const char *key[8];
-        vf sum[VL];
-#pragma GCC unroll 4
-        for (int i = 0; i < K; i++) key[i] = k + (j + i < count ? j + i : count - 1) * k_row;
-#pragma GCC unroll 16
-        for (int i = 0; i < VL; i++) sum[i] = (vf){0};
-        for (int64_t d = 0; d < dim; d += 32) {
-            __mmask32 inside = dim - d >= 32 ? 0xffffffff : (1u << (dim - d)) - 1;
-            __m512i x[8];
-#pragma GCC unroll 4
-            for (int i = 0; i < K; i++) {
-                __builtin_prefetch(key[i] + AHEAD * k_row + d * 2);
-                x[i] = _mm512_maskz_loadu_epi16(inside, key[i] + d * 2);
-                least = _mm512_min_epu16(least, _mm512_sub_epi16(_mm512_add_epi16(x[i], x[i]), one));
-            }
-#pragma GCC unroll 16
-            for (int r = 0; r < R; r++) {
-                __m512bh y = (__m512bh)_mm512_loadu_si512(q + d * R + r * 32);
-#pragma GCC unroll 4
-                for (int i = 0; i < K; i++) {
-                    vf *to = sum + i * R + r;
-                    *to = (vf)_mm512_dpbf16_ps((__m512)*to, (__m512bh)x[i], y);
-                }
-            }
-        }
-        v_store(s + j * R, v_sums(sum));
-    }
-    return _mm512_cmplt_epu16_mask(least, _mm512_set1_epi16(2 * 0x80 - 1)) != 0;
-}
-#endif
-
 /* As softmax_lanes: max and sum, of row l % R in lane l, are brought up to date, and s become probabilities. Returns
  * what an output so far is to be multiplied by. */
 static inline __attribute__((always_inline)) vf softmax_few(const int R, int64_t count, float c, float *s, float *max,

@@ -7,6 +7,7 @@
 #include "tile.h"
 #ifdef __AVX512BF16__
 #include "bf16.h"
+#include "few_pairs.h"
 #endif
 
 /* max and sum of the rows of n blocks of a pair over keys from `begin` to `end` and, if asked for, the outputs, not yet divided by
@@ -52,7 +53,7 @@ static void add_visible_rows(const row_block *block, int R, int64_t first, int64
             for (int64_t d = 0; d < dim; d++) w->few_o[r * pad + d] += w->s[j * R + r] * v.data[j * v.stride + d];
 }
 
-/* Are scores of so many rows products of pairs? */
+/* Are products of so many rows products of pairs? */
 static inline int few_by_pairs(int R, cuflash_dtype T) {
 #ifdef __AVX512BF16__
     return cuflash_cpu_few_by_pairs(R, T);
@@ -62,28 +63,34 @@ static inline int few_by_pairs(int R, cuflash_dtype T) {
 #endif
 }
 
-/* The block's rows of q for score_few or score_few_pairs, those that there are none of 0; says whether there are denormal
- * numbers. */
+/* The block's rows of q for score_few or score_few_pairs, those that there are none of 0; says whether there are denormal numbers. */
 static int load_few(int R, cuflash_dtype T, const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block,
                     const scratch *w) {
-    float row[WIDEST], factor = query_factor(p);
-    int denormal = 0, pairs = few_by_pairs(R, T);
-    if (pairs)
-        memset(w->few_pairs, 0, (size_t)(R * cuflash_round_up(p->head_dim, 32)) * sizeof *w->few_pairs);
-    else
-        memset(w->few_q, 0, (size_t)(R * plan->pad_d) * sizeof *w->few_q);
-    for (int64_t r = 0; r < block->rows; r++) {
-        load_row(T, row_address(plan, block, &p->q, r), p->head_dim, row);
-        for (int64_t d = 0; d < p->head_dim; d++) {
-            float x = row[d] * factor;
-            if (pairs)
-                w->few_pairs[(d / 32 * R + r) * 32 + d % 32] = cuflash_float_to_bfloat(x);
-            else
-                w->few_q[(d / VL * R + r) * VL + d % VL] = x;
-            denormal |= fpclassify(x) == FP_SUBNORMAL;
+    float row[WIDEST] __attribute__((aligned(64))), factor = query_factor(p);
+    int64_t whole = cuflash_round_up(p->head_dim, 32);
+    vi denormal = {0};
+    for (int64_t r = 0; r < R; r++) {
+        int64_t dim = r < block->rows ? p->head_dim : 0;
+        if (dim > 0) load_row(T, row_address(plan, block, &p->q, r), dim, row);
+        memset(row + dim, 0, (size_t)(whole - dim) * sizeof *row);
+        for (int64_t d = 0; d < plan->pad_d; d += VL) {
+            vf x = v_load(row + d) * factor;
+            denormal |= (x < FLT_MIN) & (x > -FLT_MIN) & (x != 0);
+            v_store(row + d, x);
         }
+#ifdef __AVX512BF16__
+        if (few_by_pairs(R, T)) {
+            uint16_t pairs[WIDEST] __attribute__((aligned(64)));
+            float_to_bfloat_row(row, whole, pairs);
+            few_put_row(R, r, whole, pairs, w->few_pairs);
+            continue;
+        }
+#endif
+        for (int64_t d = 0; d < plan->pad_d; d += VL) v_store(w->few_q + d * R + r * VL, v_load(row + d));
     }
-    return denormal;
+    int some = 0;
+    for (int i = 0; i < VL; i++) some |= denormal[i] != 0;
+    return some;
 }
 
 /* s[key][R] of a tile. */
@@ -134,6 +141,12 @@ static inline __attribute__((always_inline)) void attend_few_rows(const int R, c
             }
         }
         const char *v = cuflash_row(&p->v, block->batch, block->head_kv, first);
+#ifdef __AVX512BF16__
+        if (few_by_pairs(R, T)) {
+            add_few_pairs(R, block->rows, count, p->head_dim_v, v, v_row, w->s, w->few_v, w->few_o, pad);
+            continue;
+        }
+#endif
         add_few(R, T, count, p->head_dim_v, v, v_row, w->s, w->few_o, pad);
     }
 }
@@ -162,8 +175,17 @@ static void attend_few(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
                        int64_t begin, int64_t end, unsigned ticket) {
     forget(block, w);
     if (end > block->keys) end = block->keys;
-    int kind = block->rows <= 2 ? (int)block->rows - 1 : block->rows <= 4 ? 2 : block->rows <= 8 ? 3 : 4;
+    int64_t rows = block->rows;
+#ifdef __AVX512BF16__
+    int by_pairs = few_by_pairs((int)rows, p->k.dtype);
+    if (by_pairs && rows < LEAST_FEW_PAIRS) rows = LEAST_FEW_PAIRS;
+    if (by_pairs) bf16_begin();
+#endif
+    int kind = rows <= 2 ? (int)rows - 1 : rows <= 4 ? 2 : rows <= 8 ? 3 : 4;
     few_kinds[kind][p->k.dtype](plan, p, block, w, begin, end, ticket);
+#ifdef __AVX512BF16__
+    if (by_pairs) bf16_end();
+#endif
     for (int64_t r = 0; r < block->rows; r++)
         for (int64_t d = 0; d < p->head_dim_v; d++) w->o_lanes[d * BLOCK_M + r] = w->few_o[r * plan->pad_dv + d];
 }

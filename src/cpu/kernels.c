@@ -52,6 +52,7 @@ const cuflash_cpu_kernels PASTE(cuflash_cpu_, CUFLASH_ISA) = {
     .backward_finish_rows = backward_finish_rows,
 #ifdef __AVX512BF16__
     .on_pairs = BF16_WORDS,
+    .few_on_pairs = BF16_FEW_WORDS,
     .planes = {[CUFLASH_FLOAT16] = BF16_HALF_PLANES, [CUFLASH_BFLOAT16] = 1},
     .packed_bytes = bf16_packed_bytes,
     .pack = bf16_pack,

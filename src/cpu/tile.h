@@ -18,7 +18,8 @@ typedef struct {
     float *k_buffer, *v_buffer; /* [BLOCK_N, or all keys of a unit][dim] */
     float *max, *sum;           /* [BLOCK_M]: the largest score so far, or little below it; the sum of 2^((s - max) c - LESS) */
     float *few_q, *few_o;       /* forward, of up to FEW rows: [pad / VL][rows][VL], [rows][pad] */
-    uint16_t *few_pairs;        /* few_q in bfloat16, [dim / 32][rows][32] */
+    uint16_t *few_pairs;        /* few_q in bfloat16, [dim / 32][rows][32], or pairs of d (few_tiles.h) */
+    char *few_v;                /* pairs of keys of V (few_tiles.h) */
     int64_t block_floats;       /* forward: from the lanes, max and sum of a block to those of the next */
     float *d_o_lanes, *dq_lanes; /* backward: [dim][BLOCK_M]; dq of all blocks that are together */
     float *q_rows, *d_o_rows;    /* backward: [BLOCK_M][pad] */
@@ -62,6 +63,9 @@ static int64_t lay_out(const cuflash_cpu_plan *plan, const cuflash_problem *p, c
         TAKE(few_q, FEW * plan->pad_d);
         TAKE(few_o, FEW * plan->pad_dv);
         TAKE(few_pairs, FEW * cuflash_round_up(p->head_dim, 32) / 2);
+#ifdef __AMX_BF16__
+        TAKE(few_v, BLOCK_N * cuflash_round_up(p->head_dim_v, 32) / 2);
+#endif
         return used;
     }
     w->k = p->k, w->v = p->v;

@@ -1,0 +1,57 @@
+/* Products of pairs for few rows of bfloat16, by tiles (few_tiles.h) or vectors (few_dots.h). Numbers that these do not take (pairs.h)
+ * are looked for while K and V are read. */
+#ifndef CUFLASH_CPU_FEW_PAIRS_H
+#define CUFLASH_CPU_FEW_PAIRS_H
+
+#include "pairs.h"
+
+/* Are any numbers of these rows denormal, or odd in products with probabilities? */
+static __attribute__((noinline)) int few_denormal(int64_t count, int64_t dim, const char *x, int64_t row) {
+    __mmask32 some = 0;
+    for (int64_t j = 0; j < count; j++)
+        for (int64_t d = 0; d < dim; d += 32) {
+            __m512i at = _mm512_maskz_loadu_epi16(bf16_inside(dim, d), x + j * row + d * 2);
+            some |=
+                _mm512_testn_epi16_mask(at, _mm512_set1_epi16(0x7f80)) & _mm512_test_epi16_mask(at, _mm512_set1_epi16(0x7f));
+        }
+    return some != 0;
+}
+static __attribute__((noinline)) int few_odd(int64_t count, int64_t dim, const char *x, int64_t row) {
+    __mmask32 some = 0;
+    for (int64_t j = 0; j < count; j++)
+        for (int64_t d = 0; d < dim; d += 32)
+            some |= odd_lanes(_mm512_maskz_loadu_epi16(bf16_inside(dim, d), x + j * row + d * 2));
+    return some != 0;
+}
+
+/* Adds to 32 numbers of an output, or 16 where it ends there, what unpacking has left in two vectors: 0-3, 8-11, 16-19 and 24-27, and
+ * the others. */
+static inline void few_add(__m512 x, __m512 y, int64_t left, float *out) {
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    v_store(out, v_load(out) + (vf)_mm512_permutex2var_ps(x, first, y));
+    if (left <= VL) return;
+    __m512i last = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    v_store(out + VL, v_load(out + VL) + (vf)_mm512_permutex2var_ps(x, last, y));
+}
+
+/* Of the least of twice the bits of numbers, signs aside: is any of them denormal, or 0? */
+static inline int few_may_be_denormal(__m512i least) {
+    return _mm512_cmplt_epu16_mask(least, _mm512_set1_epi16(2 * 0x80)) != 0;
+}
+
+/* The largest of sizes, from SMALL on, of 32 numbers: those below, and 0, count as larger than all. */
+static inline __m512i few_largest(__m512i most, __m512i x, __mmask32 inside) {
+    __m512i size = _mm512_sub_epi16(_mm512_add_epi16(x, x), _mm512_set1_epi16(2 * SMALL)); /* twice */
+    return _mm512_mask_max_epu16(most, inside, most, size);
+}
+static inline int few_may_be_odd(__m512i most) {
+    return _mm512_cmpge_epu16_mask(most, _mm512_set1_epi16((int16_t)(2 * (BF16_INFINITY - SMALL)))) != 0;
+}
+
+#ifdef __AMX_BF16__
+#include "few_tiles.h"
+#else
+#include "few_dots.h"
+#endif
+
+#endif

@@ -59,13 +59,14 @@ static inline __attribute__((always_inline)) void few_pair_probabilities(const i
     }
 }
 
-/* 32 B numbers of out[row] += P V of `count` keys, of M rows; unless V has numbers that may be odd: then it does nothing. Says whether
- * it did. `ahead`: bytes that memory is asked for, of a key AHEAD of each. */
-static inline __attribute__((always_inline)) int add_few_dots(const int R, const int M, const int B, int64_t count,
-                                                              const char *v, int64_t v_row, const char *pairs, float *out,
-                                                              int64_t pad, int64_t ahead) {
+/* 32 B numbers, or `left`, of out[row] += P V of `count` keys, of M rows, zeros for odd numbers of V if there are some. Or else, unless
+ * it has any: then it does nothing. Says whether it did. `ahead`: bytes that memory is asked for, of a key AHEAD of each. */
+static inline __attribute__((always_inline)) int add_few_dots(const int odd, const int R, const int M, const int B,
+                                                              int64_t left, int64_t count, const char *v, int64_t v_row,
+                                                              const char *pairs, float *out, int64_t pad, int64_t ahead) {
     __m512 sum[FEW][4];
     __m512i most = _mm512_setzero_si512();
+    __mmask32 inside[2] = {bf16_inside(left, 0), B > 1 ? bf16_inside(left, 32) : 0};
 #pragma GCC unroll 16
     for (int r = 0; r < M; r++)
 #pragma GCC unroll 4
@@ -76,14 +77,14 @@ static inline __attribute__((always_inline)) int add_few_dots(const int R, const
             for (int64_t at = 0; at < ahead; at += 64) __builtin_prefetch(v + (j + i + AHEAD) * v_row + at);
 #pragma GCC unroll 2
         for (int b = 0; b < B; b++) {
-            __m512i first = _mm512_loadu_si512(v + j * v_row + b * 64), second = _mm512_setzero_si512();
-            most = few_largest(most, first, 0xffffffff);
+            __m512i even = few_load_32(odd, v + j * v_row, b * 32, inside[b]), other = _mm512_setzero_si512();
+            most = few_largest(most, even, inside[b]);
             if (j + 1 < count) {
-                second = _mm512_loadu_si512(v + (j + 1) * v_row + b * 64);
-                most = few_largest(most, second, 0xffffffff);
+                other = few_load_32(odd, v + (j + 1) * v_row, b * 32, inside[b]);
+                most = few_largest(most, other, inside[b]);
             }
-            x[2 * b] = (__m512bh)_mm512_unpacklo_epi16(first, second);
-            x[2 * b + 1] = (__m512bh)_mm512_unpackhi_epi16(first, second);
+            x[2 * b] = (__m512bh)_mm512_unpacklo_epi16(even, other);
+            x[2 * b + 1] = (__m512bh)_mm512_unpackhi_epi16(even, other);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < M; r++) {
@@ -93,36 +94,37 @@ static inline __attribute__((always_inline)) int add_few_dots(const int R, const
             for (int i = 0; i < 2 * B; i++) sum[r][i] = _mm512_dpbf16_ps(sum[r][i], (__m512bh)_mm512_set1_epi32(both), x[i]);
         }
     }
-    if (few_may_be_odd(most) && few_odd(count, 32 * B, v, v_row)) return 0;
+    if (!odd && few_may_be_odd(most) && few_odd(count, left < 32 * B ? left : 32 * B, v, v_row)) return 0;
 #pragma GCC unroll 16
     for (int r = 0; r < M; r++)
 #pragma GCC unroll 2
-        for (int b = 0; b < B; b++) few_add(sum[r][2 * b], sum[r][2 * b + 1], 32, out + r * pad + b * 32);
+        for (int b = 0; b < B; b++) few_add(sum[r][2 * b], sum[r][2 * b + 1], left - b * 32, out + r * pad + b * 32);
     return 1;
 }
 
-/* As add_few. p becomes 0 up to a multiple of two vectors. */
-static inline __attribute__((always_inline)) void add_few_pairs(const int R, int64_t rows, int64_t count, int64_t dim,
-                                                                const char *v, int64_t v_row, float *p, char *unused,
-                                                                float *out, int64_t pad) {
+/* As add_few, but odd numbers of V only where a row sees their key. p becomes 0 up to a multiple of two vectors. */
+static inline __attribute__((always_inline)) void add_few_pairs(const int R, const row_block *block, int64_t first,
+                                                                int64_t count, int64_t dim, const char *v, int64_t v_row,
+                                                                float *p, char *unused, float *out, int64_t pad) {
     char pairs[BLOCK_N / 2 * FEW * 4] __attribute__((aligned(64)));
     const int M = R < 8 ? R : 8, B = 8 / M; /* what registers hold */
-    (void)rows, (void)unused;
+    int some = 0;
+    (void)unused;
     memset(p + count * R, 0, (size_t)(cuflash_round_up(count * R, 2 * VL) - count * R) * sizeof *p);
     few_pair_probabilities(R, count, p, pairs);
     int64_t d = 0;
 #define VECTORS(B)                                                                                                             \
-    for (; d + 32 * B <= dim; d += 32 * B)                                                                                     \
+    for (; d + 32 * (B - 1) < dim; d += 32 * B)                                                                                \
         for (int r = 0; r < R; r += M)                                                                                         \
-            if (!add_few_dots(R, M, B, count, v + d * 2, v_row, pairs + r * 4, out + r * pad + d, pad,                         \
+            if (!add_few_dots(0, R, M, B, dim - d, count, v + d * 2, v_row, pairs + r * 4, out + r * pad + d, pad,             \
                               d + r == 0 ? dim * 2 : 0)) {                                                                     \
-                add_few(R, CUFLASH_BFLOAT16, count, 32 * B, v + d * 2, v_row, p, out + d, pad);                                \
-                break;                                                                                                         \
+                add_few_dots(1, R, M, B, dim - d, count, v + d * 2, v_row, pairs + r * 4, out + r * pad + d, pad, 0);          \
+                some = 1;                                                                                                      \
             }
     VECTORS(B)
     if (B > 1) VECTORS(1)
 #undef VECTORS
-    if (d < dim) add_few(R, CUFLASH_BFLOAT16, count, dim - d, v + d * 2, v_row, p, out + d, pad);
+    if (some) few_add_odd(R, block, first, count, dim, v, v_row, p, out, pad);
 }
 
 #endif

@@ -24,6 +24,23 @@ static __attribute__((noinline)) int few_odd(int64_t count, int64_t dim, const c
     return some != 0;
 }
 
+/* 32 numbers of V from d on, those inside, zeros for odd ones if there are some. */
+static inline __attribute__((always_inline)) __m512i few_load_32(const int odd, const char *row, int64_t d, __mmask32 inside) {
+    __m512i x = _mm512_maskz_loadu_epi16(inside, row + d * 2);
+    return odd ? _mm512_mask_mov_epi16(x, odd_lanes(x), _mm512_setzero_si512()) : x;
+}
+
+/* out[row] += p[key][R] of the odd numbers of V that a row sees. */
+static __attribute__((noinline)) void few_add_odd(int R, const row_block *block, int64_t first, int64_t count, int64_t dim,
+                                                  const char *v, int64_t v_row, const float *p, float *out, int64_t pad) {
+    for (int64_t j = 0; j < count; j++)
+        for (int64_t d = 0; d < dim; d++) {
+            uint16_t x = ((const uint16_t *)(const void *)(v + j * v_row))[d];
+            for (int64_t r = 0; r < block->rows && is_odd(CUFLASH_BFLOAT16, x); r++)
+                if (block->limit[r] > first + j) out[r * pad + d] += p[j * R + r] * cuflash_bfloat_to_float(x);
+        }
+}
+
 /* Adds to 32 numbers of an output, or 16 where it ends there, what unpacking has left in two vectors: 0-3, 8-11, 16-19 and 24-27, and
  * the others. */
 static inline void few_add(__m512 x, __m512 y, int64_t left, float *out) {

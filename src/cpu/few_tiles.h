@@ -16,11 +16,9 @@ static inline void few_put_row(int R, int64_t r, int64_t dim, const uint16_t *ro
     for (int64_t d = 0; d < dim; d += 2) memcpy(q + (d / 2 * R + r) * 2, row + d, 4);
 }
 
-/* 32 numbers of a row from d on; those of the next tile of keys are asked for, to the L2 cache, which more lines are on their way to
- * at a time. */
-static inline __m512i few_load_ahead(const char *row, int64_t row_bytes, int64_t d, int64_t dim) {
+/* Those of the next tile of keys are asked for, to the L2 cache, which more lines are on their way to at a time. */
+static inline void few_ask_ahead(const char *row, int64_t row_bytes, int64_t d) {
     __builtin_prefetch(row + BLOCK_N * row_bytes + d * 2, 0, 2);
-    return _mm512_maskz_loadu_epi16(bf16_inside(dim, d), row + d * 2);
 }
 
 /* As score_few, up to a multiple of 32 keys; says whether K has denormal numbers. R is FEW. */
@@ -39,8 +37,10 @@ static int score_few_pairs(int R, int64_t count, int64_t dim, const char *k, int
             row[i] = in_place ? k_row : whole * 2;
             for (int64_t n = 0; n < there; n++)
                 for (int64_t d = 0; d < dim; d += 32) {
-                    __m512i x = few_load_ahead(k + (first + n) * k_row, k_row, d, dim);
-                    least = _mm512_min_epu16(least, _mm512_mask_add_epi16(least, bf16_inside(dim, d), x, x));
+                    __mmask32 inside = bf16_inside(dim, d);
+                    few_ask_ahead(k + (first + n) * k_row, k_row, d);
+                    __m512i x = few_load_32(0, k + (first + n) * k_row, d, inside);
+                    least = _mm512_mask_min_epu16(least, inside, least, _mm512_add_epi16(x, x));
                     if (!in_place) _mm512_store_si512(padded[i] + (n * whole + d) * 2, x);
                 }
             for (int64_t n = there < 0 ? 0 : there; n < BF16_ROWS; n++) memset(padded[i] + n * whole * 2, 0, (size_t)whole * 2);
@@ -73,8 +73,10 @@ static void few_turn(const float *p, char *to) {
     for (int64_t r = 0; r < FEW; r++) v_store((float *)(void *)(to + r * 64), x[r]);
 }
 
-/* Pairs of keys of V, up to a multiple of 32, as unpacking leaves them. Says whether there are odd numbers. */
-static int few_pair_keys(int64_t count, int64_t dim, const char *v, int64_t v_row, char *to) {
+/* Pairs of keys of V, up to a multiple of 32, as unpacking leaves them, zeros for odd numbers if there are some. Says whether there
+ * may be. */
+static inline __attribute__((always_inline)) int few_pair_keys(const int odd, int64_t count, int64_t dim, const char *v,
+                                                               int64_t v_row, char *to) {
     int64_t whole = cuflash_round_up(dim, BF16_K);
     __m512i most = _mm512_setzero_si512();
     for (int64_t j = 0; j < cuflash_round_up(count, BF16_K); j += 2)
@@ -82,25 +84,24 @@ static int few_pair_keys(int64_t count, int64_t dim, const char *v, int64_t v_ro
             __m512i x[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
             for (int i = 0; i < 2; i++) {
                 if (j + i >= count) continue;
-                x[i] = few_load_ahead(v + (j + i) * v_row, v_row, d, dim);
+                few_ask_ahead(v + (j + i) * v_row, v_row, d);
+                x[i] = few_load_32(odd, v + (j + i) * v_row, d, bf16_inside(dim, d));
                 most = few_largest(most, x[i], bf16_inside(dim, d));
             }
             char *at = to + j / 2 * whole * 4 + d * 4;
             _mm512_store_si512(at, _mm512_unpacklo_epi16(x[0], x[1]));
             _mm512_store_si512(at + 64, _mm512_unpackhi_epi16(x[0], x[1]));
         }
-    return few_may_be_odd(most) && few_odd(count, dim, v, v_row);
+    return few_may_be_odd(most);
 }
 
-/* As add_few, of so many rows. p becomes 0 up to a multiple of 32 keys. */
-static void add_few_pairs(int R, int64_t rows, int64_t count, int64_t dim, const char *v, int64_t v_row, float *p, char *pairs,
-                          float *out, int64_t pad) {
+/* As add_few, but odd numbers of V only where a row sees their key. p becomes 0 up to a multiple of 32 keys. */
+static void add_few_pairs(int R, const row_block *block, int64_t first, int64_t count, int64_t dim, const char *v,
+                          int64_t v_row, float *p, char *pairs, float *out, int64_t pad) {
     char left[FEW_STEPS][FEW * 64] __attribute__((aligned(64)));
     float sum[FEW * 32] __attribute__((aligned(64)));
-    if (few_pair_keys(count, dim, v, v_row, pairs)) {
-        add_few(FEW, CUFLASH_BFLOAT16, count, dim, v, v_row, p, out, pad);
-        return;
-    }
+    int odd = few_pair_keys(0, count, dim, v, v_row, pairs) && few_odd(count, dim, v, v_row);
+    if (odd) few_pair_keys(1, count, dim, v, v_row, pairs);
     int64_t steps = cuflash_round_up(count, BF16_K) / BF16_K, row = cuflash_round_up(dim, BF16_K) * 4;
     memset(p + count * R, 0, (size_t)((steps * BF16_K - count) * R) * sizeof *p);
     for (int64_t i = 0; i < steps; i++) few_turn(p + i * BF16_K * FEW, left[i]);
@@ -117,9 +118,10 @@ static void add_few_pairs(int R, int64_t rows, int64_t count, int64_t dim, const
         }
         _tile_stored(0, sum, 128);
         _tile_stored(1, sum + 16, 128);
-        for (int64_t r = 0; r < rows; r++)
+        for (int64_t r = 0; r < block->rows; r++)
             few_add(_mm512_load_ps(sum + r * 32), _mm512_load_ps(sum + r * 32 + 16), pad - d, out + r * pad + d);
     }
+    if (odd) few_add_odd(R, block, first, count, dim, v, v_row, p, out, pad);
 }
 
 #endif

@@ -133,20 +133,20 @@ static inline __attribute__((always_inline)) void attend_few_rows(const int R, c
         for (int r = 0; r < R; r++)
             for (int64_t d = 0; shrink[r] != 1 && d < pad; d += VL)
                 v_store(w->few_o + r * pad + d, v_load(w->few_o + r * pad + d) * shrink[r]);
-        if (masked) {
-            float_rows v = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
-            if (!all_finite(v, count, p->head_dim_v)) {
-                add_visible_rows(block, R, first, count, v, p->head_dim_v, pad, w);
-                continue;
-            }
-        }
         const char *v = cuflash_row(&p->v, block->batch, block->head_kv, first);
 #ifdef __AVX512BF16__
         if (few_by_pairs(R, T)) {
-            add_few_pairs(R, block->rows, count, p->head_dim_v, v, v_row, w->s, w->few_v, w->few_o, pad);
+            add_few_pairs(R, block, first, count, p->head_dim_v, v, v_row, w->s, w->few_v, w->few_o, pad);
             continue;
         }
 #endif
+        if (masked) {
+            float_rows rows = load_keys(block, &p->v, first, count, p->head_dim_v, w->v_buffer);
+            if (!all_finite(rows, count, p->head_dim_v)) {
+                add_visible_rows(block, R, first, count, rows, p->head_dim_v, pad, w);
+                continue;
+            }
+        }
         add_few(R, T, count, p->head_dim_v, v, v_row, w->s, w->few_o, pad);
     }
 }

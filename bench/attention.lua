@@ -157,7 +157,7 @@ local function measure(case, device)
   end
 end
 
-local HAVE_BFLOAT16 = {avx512bf16 = true, amx = true}
+local OWN = {avx512bf16 = {bfloat16 = true}, amx = {bfloat16 = true, float16 = true}} -- instructions for a dtype
 
 local function cpu_name()
   local file = io.open "/proc/cpuinfo"
@@ -305,7 +305,7 @@ local function measure_cpu()
     print_headings()
     each_case(threads, function(case)
       measure(case, "cpu")
-      local own = case.dtype == "bfloat16" and HAVE_BFLOAT16[cf.cpu.isa()] -- instructions, which are not held to that peak
+      local own = (OWN[cf.cpu.isa()] or {})[case.dtype] -- which are not held to that peak
       overtaken = overtaken or not own and math.max(case.forward_of_peak, case.backward_of_peak) > 1
       results.rows[#results.rows + 1] = case
       print_row(case)

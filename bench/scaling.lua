@@ -6,7 +6,6 @@ local ffi = require "ffi"
 
 ffi.cdef [[
 typedef struct { int what; double seconds; } bench_order; /* what: counts from 1 */
-typedef struct { int child; double rate; } bench_answer;
 typedef struct { unsigned char cores[128]; } bench_cores;
 int pipe(int ends[2]);
 int fork(void);
@@ -47,20 +46,23 @@ local function open_pipe()
   return {reads = ends[0], writes = ends[1]}
 end
 
+local function send_rate(answers, rate)
+  local answer = ffi.new("double[1]", rate)
+  C.write(answers.writes, answer, ffi.sizeof(answer))
+end
+
 -- A child answers orders with rates until there are no more; with -1 where it has failed.
 local function serve(child, core, make, orders, answers)
   local ok, message = pcall(function()
     stay_on {core}
     local items, order = make(1), ffi.new "bench_order"
     while C.read(orders.reads, order, ffi.sizeof(order)) == ffi.sizeof(order) do
-      local answer = ffi.new("bench_answer", child, items[order.what](order.seconds))
-      C.write(answers.writes, answer, ffi.sizeof(answer))
+      send_rate(answers, items[order.what](order.seconds))
     end
   end)
   if not ok then
     if not tostring(message):find "interrupted" then io.stderr:write(("bench: process %d: %s\n"):format(child, message)) end
-    local answer = ffi.new("bench_answer", child, -1)
-    C.write(answers.writes, answer, ffi.sizeof(answer))
+    send_rate(answers, -1)
   end
   C._exit(ok and 0 or 1)
 end
@@ -95,18 +97,17 @@ local function send_order(child, what, seconds)
 end
 
 local function take_rate(answers)
-  local answer = ffi.new "bench_answer"
+  local answer = ffi.new "double[1]"
   assert(C.read(answers.reads, answer, ffi.sizeof(answer)) == ffi.sizeof(answer), "the processes have ended")
-  assert(answer.rate >= 0, "a process failed")
-  return answer.rate
+  assert(answer[0] >= 0, "a process failed")
+  return answer[0]
 end
 
 -- make(threads) makes functions that take seconds and return a rate: of a share of the work, where threads is 1. Returns for each
 -- of them the means of so many rounds: `alone`, of all cores added up, `processes`, and `together`.
 local function measure(threads, rounds, make)
-  local cores = cores_allowed()
-  for i = #cores, threads + 1, -1 do cores[i] = nil end
-  local before = cores_allowed()
+  local before, cores = cores_allowed(), {}
+  for i = 1, threads do cores[i] = before[i] end
   local children, answers = start_children(cores, make)
   local ok, results = pcall(function()
     stay_on(cores)

@@ -5,23 +5,19 @@
 
 #include "pairs.h"
 
-/* Are any numbers of these rows denormal, or odd in products with probabilities? */
-static __attribute__((noinline)) int few_denormal(int64_t count, int64_t dim, const char *x, int64_t row) {
-    __mmask32 some = 0;
-    for (int64_t j = 0; j < count; j++)
-        for (int64_t d = 0; d < dim; d += 32) {
-            __m512i at = _mm512_maskz_loadu_epi16(bf16_inside(dim, d), x + j * row + d * 2);
-            some |=
-                _mm512_testn_epi16_mask(at, _mm512_set1_epi16(0x7f80)) & _mm512_test_epi16_mask(at, _mm512_set1_epi16(0x7f));
-        }
-    return some != 0;
+/* The sizes of the numbers of so many rows: looked at where a product may have met some that it does not take. */
+static __attribute__((noinline)) bf16_sizes few_sizes(int64_t count, int64_t dim, const char *x, int64_t row) {
+    bf16_sizes sizes = bf16_no_sizes;
+    for (int64_t j = 0; j < count; j++) bf16_add_sizes(&sizes, x + j * row, dim);
+    return sizes;
 }
-static __attribute__((noinline)) int few_odd(int64_t count, int64_t dim, const char *x, int64_t row) {
-    __mmask32 some = 0;
-    for (int64_t j = 0; j < count; j++)
-        for (int64_t d = 0; d < dim; d += 32)
-            some |= odd_lanes(_mm512_maskz_loadu_epi16(bf16_inside(dim, d), x + j * row + d * 2));
-    return some != 0;
+static inline int few_denormal(int64_t count, int64_t dim, const char *x, int64_t row) {
+    bf16_sizes sizes = few_sizes(count, dim, x, row);
+    return some_missing(CUFLASH_BFLOAT16, &sizes);
+}
+static inline int few_odd(int64_t count, int64_t dim, const char *x, int64_t row) {
+    bf16_sizes sizes = few_sizes(count, dim, x, row);
+    return some_odd(CUFLASH_BFLOAT16, &sizes);
 }
 
 /* 32 numbers of V from d on, those inside, zeros for odd ones if there are some. */

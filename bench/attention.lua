@@ -192,6 +192,13 @@ for _, dtype in ipairs(list(options.dtype)) do
   if not ok then fail("--dtype: %s", message:match "expected.*" or message) end
   if cf.empty({1}, {dtype = dtype}).dtype == "float64" then fail("--dtype: no attention kernel takes float64") end
 end
+local scaling, scaled -- to so many threads
+if on_cpu and options.scaling then
+  scaling, scaled = dofile((arg[0]:match "^(.*/)" or "") .. "scaling.lua"), numbers(options, "scaling")[1]
+  if scaled > scaling.cores() then
+    fail("--scaling: expected 1 to %d, the cores there are, got %d", scaling.cores(), scaled)
+  end
+end
 if options.json then
   local file, reason = io.open(options.json, "a")
   if not file then fail("--json: %s", reason) end
@@ -241,8 +248,6 @@ end
 
 -- Rows of what `count` threads have of as many cores, each of them alone.
 local function measure_scaling(count)
-  local scaling = dofile((arg[0]:match "^(.*/)" or "") .. "scaling.lua")
-  if count > scaling.cores() then fail("--scaling: expected 1 to %d, the cores there are, got %d", scaling.cores(), count) end
   local rows = {}
   local function add(sums, row)
     for key, value in pairs(sums) do row[key] = value end
@@ -250,7 +255,8 @@ local function measure_scaling(count)
     rows[#rows + 1] = row
     print_scaling(row)
   end
-  print(("\nscaling to %d threads\n%61s %9s %9s %9s"):format(count, "alone", "processes", "threads", "of alone"))
+  print(("\nscaling to %d thread%s"):format(count, count == 1 and "" or "s"))
+  print(("%61s %9s %9s %9s"):format("alone", "processes", "threads", "of alone"))
   add(scaling.measure(count, repeats, function(threads)
     return {function(seconds) return fma.fma_peak(threads, seconds) end}
   end)[1], {})
@@ -314,7 +320,7 @@ local function measure_cpu()
   print "\nGFLOP/s, of 4 B H S^2 D operations a forward pass, half where causal, 2.5 times that backward; the best of the runs."
   print "peak: float32 multiply-adds between registers, on as many threads, before and after each run; of peak: medians of runs."
   if overtaken then print "More than the peak: the machine was busy; run it again for figures to keep." end
-  if options.scaling then results.scaling = measure_scaling(numbers(options, "scaling")[1]) end
+  if scaled then results.scaling = measure_scaling(scaled) end
   return results
 end
 

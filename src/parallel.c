@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <sys/syscall.h>
@@ -17,33 +18,38 @@
 /* Units that threads take one after the other: one run of a stage or several. */
 typedef struct {
     _Alignas(64) atomic_llong next; /* a line of its own */
+    atomic_llong left;              /* units that are not done */
     int64_t end;
 } queue;
 
-enum { MOST_QUEUES = 64 };
+enum { MOST_QUEUES = 64, MOST_THREADS = 1024 };
 
 /* A stage under way. */
 typedef struct {
     const cuflash_stage *stage;
     queue queues[MOST_QUEUES];
     int count;
-    _Alignas(64) atomic_llong done;
+    bool by_runs;    /* a queue waits only for the same one of the stage before */
+    atomic_int left; /* queues that are not done */
 } progress;
 
 /* What helpers come to. It is the caller's, who waits until those who came have left. */
 typedef struct job {
     struct job *other;
-    progress stages[CUFLASH_MOST_STAGES];
+    progress stages[CUFLASH_MOST_STAGES]; /* that have units */
     int count, threads;
-    int wanted, came; /* helpers; guarded by the pool's mutex, which `present` is written with, too */
-    atomic_int present;
+    atomic_uint done;                 /* queues so far: what a thread looks at that has to wait */
+    int wanted;                       /* helpers; guarded by the pool's mutex */
+    uint64_t here[MOST_THREADS / 64]; /* the threads that have come, a bit each; as `wanted` */
+    atomic_int present;               /* helpers: where there are none of them any more the job may go */
     pthread_mutex_t mutex;
-    pthread_cond_t progressed; /* a stage is done */
+    pthread_cond_t progressed; /* a queue is done */
 } job;
 
-/* A thread of the pool; `other` is for those that sleep. */
+/* A thread of the pool; `other` is for those that sleep, in the order of their numbers. */
 typedef struct helper {
     struct helper *other;
+    int number; /* from 1 */
     pthread_cond_t called;
     bool awake;
     pid_t id;
@@ -82,7 +88,7 @@ static int processors(void) {
 /* No more are started than any use could want. */
 static int most_threads(void) {
     int most = 4 * processors();
-    return most < 64 ? 64 : most;
+    return most < 64 ? 64 : most > MOST_THREADS ? MOST_THREADS : most;
 }
 
 static int first_threads(void) {
@@ -111,91 +117,152 @@ cuflash_status cuflash_set_num_threads(int threads) {
 
 /* ---- Stages ------------------------------------------------------------------------------------- */
 
-static bool is_done(progress *p) {
-    return atomic_load_explicit(&p->done, memory_order_acquire) >= p->stage->count;
-}
-
 /* As many queues as there are runs, or each of several runs. */
-static void begin_stage(progress *p, const cuflash_stage *s) {
+static void add_stage(job *j, const cuflash_stage *s) {
+    progress *p = &j->stages[j->count];
     int64_t runs = s->runs < 1 ? 1 : s->runs, each = (runs + MOST_QUEUES - 1) / MOST_QUEUES, units = s->count / runs * each;
     p->stage = s;
     p->count = (int)((runs + each - 1) / each);
-    atomic_init(&p->done, 0);
+    p->by_runs = runs > 1 && j->count > 0 && p[-1].stage->runs == runs;
+    atomic_init(&p->left, p->count);
     for (int i = 0; i < p->count; i++) {
         queue *q = &p->queues[i];
-        atomic_init(&q->next, i * units);
         q->end = i + 1 < p->count ? (i + 1) * units : s->count;
+        atomic_init(&q->next, i * units);
+        atomic_init(&q->left, q->end - i * units);
     }
+    j->count++;
 }
 
-static int64_t units_left(queue *q) {
+static bool is_done(job *j) {
+    return atomic_load_explicit(&j->stages[j->count - 1].left, memory_order_acquire) == 0;
+}
+
+/* Is what the queue's units need done? */
+static bool may_begin(const progress *p, const job *j, int i) {
+    if (p == j->stages) return true;
+    if (p->by_runs) return atomic_load_explicit(&p[-1].queues[i].left, memory_order_acquire) == 0;
+    return atomic_load_explicit(&p[-1].left, memory_order_acquire) == 0;
+}
+
+static int64_t units_to_take(queue *q) {
     return q->end - atomic_load_explicit(&q->next, memory_order_relaxed);
 }
 
-/* The queue that has most units left, or NULL if none has. */
-static queue *fullest_queue(progress *p) {
+/* Are there units that nobody has taken? */
+static bool has_units(job *j) {
+    for (int s = 0; s < j->count; s++)
+        for (int i = 0; i < j->stages[s].count; i++)
+            if (units_to_take(&j->stages[s].queues[i]) > 0) return true;
+    return false;
+}
+
+typedef struct {
+    progress *stage;
+    queue *queue; /* NULL: none */
+} place;
+
+/* Of the queues of a stage whose units may begin, the one that has most left to take: the thread's own if none has more. */
+static queue *fullest_queue(progress *p, const job *j, int own) {
     queue *fullest = NULL;
     int64_t most = 0;
     for (int i = 0; i < p->count; i++) {
-        int64_t left = units_left(&p->queues[i]);
-        if (left > most) most = left, fullest = &p->queues[i];
+        int at = (own + i) % p->count;
+        int64_t units = units_to_take(&p->queues[at]);
+        if (units > most && may_begin(p, j, at)) most = units, fullest = &p->queues[at];
     }
     return fullest;
 }
 
-/* Threads begin at queues of their own, as far as there are as many, in each stage the same. */
-static void take_units(job *j, progress *p, int thread) {
-    const cuflash_stage *s = p->stage;
-    queue *q = &p->queues[(int64_t)thread * p->count / j->threads];
-    for (; q; q = fullest_queue(p)) {
-        int64_t begin;
-        while ((begin = atomic_fetch_add_explicit(&q->next, s->grain, memory_order_relaxed)) < q->end) {
-            int64_t end = q->end - begin < s->grain ? q->end : begin + s->grain;
-            s->fn(s->context, begin, end, thread);
-            if (atomic_fetch_add_explicit(&p->done, end - begin, memory_order_acq_rel) + end - begin < s->count) continue;
-            pthread_mutex_lock(&j->mutex);
-            pthread_cond_broadcast(&j->progressed);
-            pthread_mutex_unlock(&j->mutex);
-        }
-    }
+static int own_queue(const progress *p, const job *j, int thread) {
+    return (int)((int64_t)thread * p->count / j->threads);
 }
 
-/* Others work on the last units, which takes about as long as one. Looks for a while, lets other threads run for some
- * milliseconds, and then sleeps. */
-static void wait_for(job *j, progress *p) {
+/* Where the thread goes on: in its own queue of the first stage in which it has units left, or else where there are most. */
+static place find_place(job *j, int thread) {
+    const progress *end = j->stages + j->count;
+    for (progress *p = j->stages; p < end; p++) {
+        int own = own_queue(p, j, thread);
+        queue *q = p->stage->shrink ? fullest_queue(p, j, own) : may_begin(p, j, own) ? &p->queues[own] : NULL;
+        if (q && units_to_take(q) > 0) return (place){p, q};
+        if (units_to_take(&p->queues[own]) > 0) break;
+    }
+    for (progress *p = j->stages; p < end; p++) {
+        queue *q = fullest_queue(p, j, own_queue(p, j, thread));
+        if (q) return (place){p, q};
+    }
+    return (place){NULL, NULL};
+}
+
+/* How many units a thread takes at once: half of its share of what is left, so that threads end together. */
+static int64_t fair_share(const job *j, place at) {
+    int64_t sharers = (j->threads + at.stage->count - 1) / at.stage->count, grain = at.stage->stage->grain;
+    int64_t share = grain > 1 ? units_to_take(at.queue) / (2 * sharers) : 1;
+    return share < 1 ? 1 : share < grain ? share : grain;
+}
+
+/* Units of a queue while there are any, or where they shrink one. */
+static void take_units(job *j, place at, int thread) {
+    const cuflash_stage *s = at.stage->stage;
+    queue *q = at.queue;
+    do {
+        int64_t some = fair_share(j, at), begin = atomic_fetch_add_explicit(&q->next, some, memory_order_relaxed);
+        if (begin >= q->end) return;
+        int64_t end = q->end - begin < some ? q->end : begin + some;
+        s->fn(s->context, begin, end, thread);
+        if (atomic_fetch_sub_explicit(&q->left, end - begin, memory_order_acq_rel) > end - begin) continue;
+        atomic_fetch_sub_explicit(&at.stage->left, 1, memory_order_acq_rel);
+        atomic_fetch_add(&j->done, 1);
+        pthread_mutex_lock(&j->mutex);
+        pthread_cond_broadcast(&j->progressed);
+        pthread_mutex_unlock(&j->mutex);
+    } while (!s->shrink);
+}
+
+/* Waits for one more queue to be done than `seen`. Others work on the last units, which takes about as long as one. Looks for a
+ * while, lets other threads run for some milliseconds, and then sleeps. */
+static void wait_for_more(job *j, unsigned seen) {
     enum { YIELDS = 10000 };
     for (int i = 0; i < LOOKS + YIELDS; i++) {
-        if (is_done(p)) return;
+        if (atomic_load_explicit(&j->done, memory_order_acquire) != seen) return;
         if (i < LOOKS)
             pause_a_little();
         else
             sched_yield();
     }
     pthread_mutex_lock(&j->mutex);
-    while (!is_done(p)) pthread_cond_wait(&j->progressed, &j->mutex);
+    while (atomic_load(&j->done) == seen) pthread_cond_wait(&j->progressed, &j->mutex);
     pthread_mutex_unlock(&j->mutex);
 }
 
+/* The caller stays until all is done, others while there is something to take. */
 static void do_stages(job *j, int thread) {
-    for (int i = 0; i < j->count; i++) {
-        take_units(j, &j->stages[i], thread);
-        if (thread == 0 || i + 1 < j->count) wait_for(j, &j->stages[i]);
+    for (;;) {
+        unsigned seen = atomic_load(&j->done); /* before all else is looked at */
+        if (thread == 0 ? is_done(j) : !has_units(j)) return;
+        place at = find_place(j, thread);
+        if (at.queue)
+            take_units(j, at, thread);
+        else
+            wait_for_more(j, seen);
     }
 }
 
 /* ---- The pool ----------------------------------------------------------------------------------- */
 
-/* Are there units that nobody has taken? */
-static bool needs_help(job *j) {
-    for (int i = 0; j->wanted > 0 && i < j->count; i++)
-        if (fullest_queue(&j->stages[i])) return true;
-    return false;
+/* What is done with it takes less than it takes to sleep and to wake. */
+static void lock_pool(void) {
+    for (int i = 0; i < LOOKS; i++) {
+        if (pthread_mutex_trylock(&pool.mutex) == 0) return;
+        for (int pause = 0; pause < 8; pause++) pause_a_little();
+    }
+    pthread_mutex_lock(&pool.mutex);
 }
 
-/* With the pool's mutex. */
+/* That needs help; with the pool's mutex. */
 static job *find_job(void) {
     job *j = pool.jobs;
-    while (j && !needs_help(j)) j = j->other;
+    while (j && (j->wanted == 0 || !has_units(j))) j = j->other;
     return j;
 }
 
@@ -226,31 +293,43 @@ static void wait_for_job(helper *h) {
     unsigned seen = atomic_load(&pool.posted);
     pthread_mutex_unlock(&pool.mutex);
     for (int i = 0; i < LOOKS && atomic_load_explicit(&pool.posted, memory_order_relaxed) == seen; i++) pause_a_little();
-    pthread_mutex_lock(&pool.mutex);
+    lock_pool();
     if (atomic_load(&pool.posted) != seen) return;
     h->awake = false;
-    h->other = pool.sleeping;
-    pool.sleeping = h;
+    helper **at = &pool.sleeping;
+    while (*at && (*at)->number < h->number) at = &(*at)->other;
+    h->other = *at;
+    *at = h;
     while (!h->awake) pthread_cond_wait(&h->called, &pool.mutex);
 }
 
-static void *help(void *unused) {
-    helper h = {.called = PTHREAD_COND_INITIALIZER, .id = own_id(), .avoided = -1};
-    pthread_mutex_lock(&pool.mutex);
+/* Which thread of the job a helper is: the same from call to call, as far as may be, so that it finds in its core's caches what it
+ * had there: its scratch, and with runs a part of the workspace, and of tensors. With the pool's mutex. */
+static int join(job *j, int number) {
+    if (number >= j->threads || (j->here[number / 64] >> number % 64 & 1))
+        for (number = 1; j->here[number / 64] >> number % 64 & 1;) number++;
+    j->here[number / 64] |= (uint64_t)1 << number % 64;
+    j->wanted--, atomic_fetch_add(&j->present, 1);
+    return number;
+}
+
+static void *help(void *number) {
+    helper h = {.number = (int)(intptr_t)number, .called = PTHREAD_COND_INITIALIZER, .id = own_id(), .avoided = -1};
+    lock_pool();
     for (;;) {
         job *j = find_job();
         if (!j) {
             wait_for_job(&h);
             continue;
         }
-        int thread = ++j->came;
-        j->wanted--, atomic_fetch_add(&j->present, 1);
+        int thread = join(j, h.number);
         pthread_mutex_unlock(&pool.mutex);
         do_stages(j, thread);
-        pthread_mutex_lock(&pool.mutex);
-        if (atomic_fetch_sub(&j->present, 1) == 1) pthread_cond_broadcast(&pool.left);
+        bool last = atomic_fetch_sub(&j->present, 1) == 1; /* where it is not, the job may be gone from here on */
+        lock_pool();
+        if (last) pthread_cond_broadcast(&pool.left);
     }
-    return unused;
+    return NULL;
 }
 
 /* With the pool's mutex; there are fewer where the system has no more. Signals are for the program's own threads, but for those that
@@ -263,7 +342,7 @@ static void start_threads(int count) {
     while (pool.threads < count) {
         pthread_t thread;
         pthread_sigmask(SIG_SETMASK, &all, &before);
-        int failed = pthread_create(&thread, NULL, help, NULL);
+        int failed = pthread_create(&thread, NULL, help, (void *)(intptr_t)(pool.threads + 1));
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         if (failed) return;
         pthread_detach(thread);
@@ -272,7 +351,7 @@ static void start_threads(int count) {
 }
 
 static void post(job *j) {
-    pthread_mutex_lock(&pool.mutex);
+    lock_pool();
     start_threads(j->wanted);
     j->other = pool.jobs;
     pool.jobs = j;
@@ -289,24 +368,24 @@ static void post(job *j) {
 
 /* All units are done; who comes now comes too late. */
 static void withdraw(job *j) {
-    pthread_mutex_lock(&pool.mutex);
+    lock_pool();
     job **at = &pool.jobs;
     while (*at != j) at = &(*at)->other;
     *at = j->other;
     pthread_mutex_unlock(&pool.mutex);
-    for (int i = 0; i < LOOKS && atomic_load(&j->present) > 0; i++) pause_a_little(); /* they are about to */
-    pthread_mutex_lock(&pool.mutex);                                                  /* who left last has let go of it then */
+    for (int i = 0; i < LOOKS; i++) { /* who came is about to leave */
+        if (atomic_load(&j->present) == 0) return;
+        pause_a_little();
+    }
+    lock_pool();
     while (atomic_load(&j->present) > 0) pthread_cond_wait(&pool.left, &pool.mutex);
     pthread_mutex_unlock(&pool.mutex);
 }
 
 void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count) {
     int64_t most = 0;
-    for (int i = 0; i < count; i++) {
-        const cuflash_stage *s = &stages[i];
-        int64_t chunks = s->count / s->grain + (s->count % s->grain != 0);
-        if (chunks > most) most = chunks;
-    }
+    for (int i = 0; i < count; i++)
+        if (stages[i].count > most) most = stages[i].count;
     if (threads > most) threads = (int)most;
     if (threads <= 1) {
         for (int i = 0; i < count; i++)
@@ -314,17 +393,20 @@ void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count
         return;
     }
     job j;
-    j.count = count, j.threads = threads, j.wanted = threads - 1, j.came = 0;
+    j.count = 0, j.threads = threads, j.wanted = threads - 1;
+    memset(j.here, 0, sizeof j.here);
     j.mutex = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER, j.progressed = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
-    atomic_init(&j.present, 0);
-    for (int i = 0; i < count; i++) begin_stage(&j.stages[i], &stages[i]);
+    atomic_init(&j.present, 0), atomic_init(&j.done, 0);
+    for (int i = 0; i < count; i++)
+        if (stages[i].count > 0) add_stage(&j, &stages[i]);
     post(&j);
     do_stages(&j, 0);
     withdraw(&j);
 }
 
 void cuflash_parallel_for(int threads, int64_t count, int64_t grain, cuflash_range_fn fn, void *context) {
-    cuflash_parallel_stages(threads, &(cuflash_stage){count, grain < 1 ? 1 : grain, fn, context, 1}, 1);
+    cuflash_parallel_stages(threads,
+                            &(cuflash_stage){.count = count, .grain = grain < 1 ? 1 : grain, .fn = fn, .context = context}, 1);
 }
 
 /* ---- Fork --------------------------------------------------------------------------------------- */

@@ -183,7 +183,8 @@ static cuflash_operand convert_keys(const row_block *block, const cuflash_operan
 static void backward(const cuflash_cpu_work *work, int64_t unit, float *base) {
     const cuflash_cpu_plan *plan = work->plan;
     const cuflash_problem *p = work->p;
-    int64_t split = unit % plan->splits, pair = unit / plan->splits % plan->pairs, part = unit / plan->splits / plan->pairs;
+    int64_t split = unit % plan->splits, part = unit / plan->splits % plan->key_parts,
+            pair = unit / plan->splits / plan->key_parts;
     int64_t begin = cuflash_part_begin(plan, p, part), end = cuflash_part_begin(plan, p, part + 1);
     float *dq = work->dq_parts + (pair * plan->key_parts + part) * plan->dq_floats;
     row_block blocks[CUFLASH_MOST_TOGETHER];

@@ -207,15 +207,6 @@ static bool gain_together(const cuflash_cpu_plan *plan, const cuflash_problem *p
     return 2. * (double)(plan->planes * p->seq_k * (p->head_dim + p->head_dim_v)) > KEPT_BYTES;
 }
 
-/* As many as leave threads enough to take. Their results do not depend on it. */
-static void put_together(cuflash_cpu_plan *plan) {
-    enum { UNITS_PER_THREAD = 16 };
-    for (int64_t together = CUFLASH_MOST_TOGETHER; together > 1 && plan->together == 1; together /= 2) {
-        int64_t units = plan->pairs * ((plan->row_blocks + together - 1) / together);
-        if (units >= UNITS_PER_THREAD * plan->threads) plan->together = together, plan->units = units;
-    }
-}
-
 cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, int threads,
                                      size_t *workspace_bytes) {
     pthread_once(&choose_once, choose);
@@ -246,7 +237,8 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     plan->units = plan->pairs * plan->key_parts * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
     plan->threads = worthwhile_threads(plan, p, threads);
     plan->together = pass == CUFLASH_BACKWARD && plan->packed_bytes > 0 && plan->row_blocks > plan->splits ? 2 : 1;
-    if (gain_together(plan, p)) put_together(plan);
+    if (gain_together(plan, p)) /* up to so many: results do not depend on it */
+        plan->together = plan->row_blocks < CUFLASH_MOST_TOGETHER ? plan->row_blocks : CUFLASH_MOST_TOGETHER;
     plan->scratch_floats = cuflash_round_up(kernels->scratch_floats(plan, p, pass), 16);
     int64_t floats = 0, partials = 0, dq_parts = 0, packed = 0, rows = 0;
     bool backward = pass == CUFLASH_BACKWARD;
@@ -276,7 +268,8 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
     char what[96], parts[48] = "", together[48] = "";
     if (plan->key_parts > 1) snprintf(parts, sizeof parts, ", keys in %lld parts", (long long)plan->key_parts);
     if (plan->together > 1)
-        snprintf(together, sizeof together, ", %lld %sat a time", (long long)plan->together, split ? "row blocks " : "");
+        snprintf(together, sizeof together, split ? ", %lld row blocks at a time" : ", up to %lld at a time",
+                 (long long)plan->together);
     if (on_pairs)
         snprintf(what, sizeof what, "%s%s", kernels->on_pairs, plan->planes > 1 ? ", numbers as sums of two" : "");
     else if (few_by_pairs)
@@ -315,10 +308,31 @@ static void run_units(void *context, int64_t begin, int64_t end, int thread) {
         all->stage(w, unit, w->scratch + thread * w->plan->scratch_floats);
 }
 
-static void add_stage(run *r, const cuflash_cpu_work *w, cuflash_cpu_stage *stage, int64_t count, int64_t runs) {
-    r->units[r->count] = (units){w, stage};
-    r->stages[r->count] = (cuflash_stage){count, 1, run_units, &r->units[r->count], runs};
-    r->count++;
+static void run_forward(void *context, int64_t begin, int64_t end, int thread) {
+    const cuflash_cpu_work *w = context;
+    const cuflash_cpu_plan *plan = w->plan;
+    int64_t of_pair = plan->units / plan->pairs, count;
+    for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit += count) {
+        count = of_pair - unit % of_pair;
+        if (count > plan->together) count = plan->together;
+        if (count > end - unit) count = end - unit;
+        plan->kernels->forward(w, unit, count, w->scratch + thread * plan->scratch_floats);
+    }
+}
+
+/* Units of all stages are in the order of pairs. */
+static cuflash_stage *add_stage(run *r, const cuflash_cpu_work *w, cuflash_cpu_stage *stage, int64_t count) {
+    units *all = &r->units[r->count];
+    cuflash_stage *s = &r->stages[r->count++];
+    *all = (units){w, stage};
+    *s = (cuflash_stage){.count = count, .grain = 1, .fn = run_units, .context = all, .runs = w->plan->pairs};
+    return s;
+}
+
+static void add_forward(run *r, cuflash_cpu_work *w) {
+    const cuflash_cpu_plan *plan = w->plan;
+    r->stages[r->count++] =
+        (cuflash_stage){.count = plan->units, .grain = plan->together, .fn = run_forward, .context = w, .runs = plan->pairs};
 }
 
 void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace,
@@ -331,17 +345,16 @@ void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuf
     w.rows = w.dq_parts + plan->pairs * plan->key_parts * plan->dq_floats;
     int64_t row_blocks = plan->pairs * plan->row_blocks;
     run r = {.count = 0};
-    if (plan->packed_bytes > 0)
-        add_stage(&r, &w, kernels->pack, plan->pairs * cuflash_key_blocks(p, kernels->pack_n), plan->pairs);
+    if (plan->packed_bytes > 0) add_stage(&r, &w, kernels->pack, plan->pairs * cuflash_key_blocks(p, kernels->pack_n));
     if (pass == CUFLASH_FORWARD) {
-        add_stage(&r, &w, kernels->forward, plan->units, plan->pairs);
-        if (plan->key_parts > 1) add_stage(&r, &w, kernels->forward_finish, row_blocks, plan->pairs);
+        add_forward(&r, &w);
+        if (plan->key_parts > 1) add_stage(&r, &w, kernels->forward_finish, row_blocks);
     } else {
-        add_stage(&r, &w, kernels->backward_begin, row_blocks, 1);
-        add_stage(&r, &w, kernels->backward, plan->units, 1);
-        if (p->dq.data && plan->key_parts > 1) add_stage(&r, &w, kernels->backward_finish_rows, row_blocks, 1);
+        add_stage(&r, &w, kernels->backward_begin, row_blocks);
+        add_stage(&r, &w, kernels->backward, plan->units)->shrink = true;
+        if (p->dq.data && plan->key_parts > 1) add_stage(&r, &w, kernels->backward_finish_rows, row_blocks);
         if (!cuflash_keys_at_once(plan) && (p->dk.data || p->dv.data))
-            add_stage(&r, &w, kernels->backward_finish_keys, plan->pairs * cuflash_key_blocks(p, kernels->block_n), 1);
+            add_stage(&r, &w, kernels->backward_finish_keys, plan->pairs * cuflash_key_blocks(p, kernels->block_n));
     }
     cuflash_parallel_stages(plan->threads, r.stages, r.count);
 }

@@ -251,18 +251,17 @@ static void attend_blocks(const cuflash_cpu_work *work, const row_block *blocks,
     attend(p, blocks, w, n, 1, begin, end, work->ticket);
 }
 
-static void forward(const cuflash_cpu_work *work, int64_t unit, float *base) {
+static void forward(const cuflash_cpu_work *work, int64_t unit, int64_t count, float *base) {
     const cuflash_cpu_plan *plan = work->plan;
     const cuflash_problem *p = work->p;
     int64_t part = unit % plan->key_parts, begin = cuflash_part_begin(plan, p, part),
             end = cuflash_part_begin(plan, p, part + 1);
-    int64_t groups = (plan->row_blocks + plan->together - 1) / plan->together, group = unit / plan->key_parts;
-    int64_t first = group % groups * plan->together, n = 0;
+    int64_t first = unit / plan->key_parts, n = 0;
     row_block blocks[CUFLASH_MOST_TOGETHER];
     scratch w[CUFLASH_MOST_TOGETHER];
     int64_t used = lay_out(plan, p, CUFLASH_FORWARD, base, &w[0]);
-    for (int64_t index = first; index < first + plan->together && index < plan->row_blocks; index++) {
-        row_block block = forward_block(plan, p, group / groups * plan->row_blocks + index);
+    for (int64_t number = first; number < first + count; number++) {
+        row_block block = forward_block(plan, p, number);
         if (plan->packed_bytes == 0 && cuflash_cpu_is_few(block.rows, p->k.dtype, VL)) {
             attend_few(plan, p, &block, &w[0], begin, end, work->ticket);
             keep_block(work, unit, &block, &w[0]);

@@ -1,0 +1,118 @@
+/* Units of stages on threads (src/parallel.h): each is done once, after what it needs, and no two threads go by one number. The
+ * library's own functions, which it does not export: they are compiled into this program, too. */
+#include <sched.h>
+#include <unistd.h>
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "check.h"
+#include "parallel.h"
+
+enum { MOST_UNITS = 1000, MOST_THREADS = 9 };
+
+typedef struct test test;
+
+typedef struct {
+    test *all;
+    int number;
+    atomic_uchar done[MOST_UNITS]; /* times */
+} stage_units;
+
+struct test {
+    cuflash_stage stages[CUFLASH_MOST_STAGES];
+    stage_units units[CUFLASH_MOST_STAGES];
+    int count, threads;
+    atomic_bool busy[MOST_THREADS];
+    atomic_int failures;
+};
+
+/* Is all done that units of a stage's run need? */
+static bool is_ready(const test *t, int number, int64_t unit) {
+    if (number == 0) return true;
+    const cuflash_stage *own = &t->stages[number], *before = own - 1;
+    int64_t begin = 0, end = before->count;
+    if (own->runs > 1 && own->runs == before->runs) {
+        int64_t run = unit / (own->count / own->runs), length = before->count / before->runs;
+        begin = run * length, end = begin + length;
+    }
+    for (int64_t i = begin; i < end; i++)
+        if (atomic_load(&t->units[number - 1].done[i]) != 1) return false;
+    return true;
+}
+
+static void do_units(void *context, int64_t begin, int64_t end, int thread) {
+    stage_units *own = context;
+    test *t = own->all;
+    const cuflash_stage *stage = &t->stages[own->number];
+    bool right = begin >= 0 && begin < end && end <= stage->count && thread >= 0 && thread < t->threads;
+    if (!right || atomic_exchange(&t->busy[thread], true)) {
+        atomic_fetch_add(&t->failures, 1);
+        return;
+    }
+    if (t->threads > 1 && end - begin > stage->grain) atomic_fetch_add(&t->failures, 1);
+    for (int64_t unit = begin; unit < end; unit++) {
+        if (!is_ready(t, own->number, unit)) atomic_fetch_add(&t->failures, 1);
+        if (unit % 7 == 0) sched_yield();
+        if (unit % 97 == 0) usleep(50);
+        atomic_fetch_add(&own->done[unit], 1);
+    }
+    atomic_store(&t->busy[thread], false);
+}
+
+static int64_t draw(uint64_t *state, int64_t below) {
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return (int64_t)((*state >> 33) % (uint64_t)below);
+}
+
+/* Stages as they come: some are empty, some have as many runs as the one before. */
+static void make_stages(test *t, uint64_t seed) {
+    static const int64_t runs[] = {0, 1, 2, 3, 16, 63, 64, 65, 130};
+    uint64_t state = seed;
+    *t = (test){.count = 1 + (int)draw(&state, CUFLASH_MOST_STAGES), .threads = 1 + (int)draw(&state, MOST_THREADS)};
+    for (int i = 0; i < t->count; i++) {
+        int64_t own = i > 0 && draw(&state, 2) ? t->stages[i - 1].runs : runs[draw(&state, COUNT_OF(runs))];
+        int64_t each = draw(&state, own < 2 ? MOST_UNITS : MOST_UNITS / own + 1);
+        t->units[i].all = t, t->units[i].number = i;
+        t->stages[i] = (cuflash_stage){.count = (own < 1 ? 1 : own) * each,
+                                       .grain = 1 + draw(&state, 5),
+                                       .fn = do_units,
+                                       .context = &t->units[i],
+                                       .runs = own,
+                                       .shrink = draw(&state, 3) == 0};
+    }
+}
+
+static void check_stages(uint64_t seed) {
+    static _Thread_local test t;
+    make_stages(&t, seed);
+    cuflash_parallel_stages(t.threads, t.stages, t.count);
+    CHECK_F(t.failures == 0, "stages %d: %d times units were wrong, not ready, or a thread's number taken", (int)seed,
+            t.failures);
+    for (int i = 0; i < t.count; i++)
+        for (int64_t unit = 0; unit < t.stages[i].count; unit++)
+            if (!CHECK_F(t.units[i].done[unit] == 1, "stages %d: unit %d of stage %d was done %d times", (int)seed, (int)unit,
+                         i, t.units[i].done[unit]))
+                return;
+}
+
+static void *check_some(void *first) {
+    for (int i = 0; i < 100; i++) check_stages((uint64_t)(uintptr_t)first + (uint64_t)i);
+    return NULL;
+}
+
+/* Several callers at once have the same threads to help them. */
+static void check_callers(void) {
+    enum { CALLERS = 3 };
+    pthread_t callers[CALLERS];
+    for (uintptr_t i = 0; i < CALLERS; i++) CHECK(pthread_create(&callers[i], NULL, check_some, (void *)(1000 + i * 100)) == 0);
+    for (int i = 0; i < CALLERS; i++) pthread_join(callers[i], NULL);
+}
+
+int main(void) {
+    alarm(300); /* where a thread waits for ever */
+    check_some((void *)1);
+    check_some((void *)101);
+    check_callers();
+    return check_result();
+}

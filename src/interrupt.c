@@ -53,16 +53,37 @@ unsigned cuflash_interruptible_begin(void) {
     return ticket;
 }
 
+static void uninstall(void) {
+    struct sigaction current;
+    if (sigaction(SIGINT, NULL, &current) == 0 && current.sa_handler == on_sigint) sigaction(SIGINT, &previous, NULL);
+    installed = false;
+}
+
 void cuflash_interruptible_end(void) {
     pthread_mutex_lock(&mutex);
-    if (--running == 0 && installed) {
-        struct sigaction current;
-        if (sigaction(SIGINT, NULL, &current) == 0 && current.sa_handler == on_sigint) sigaction(SIGINT, &previous, NULL);
-        installed = false;
-    }
+    if (--running == 0 && installed) uninstall();
     pthread_mutex_unlock(&mutex);
 }
 
 bool cuflash_interrupted(unsigned ticket) {
     return atomic_load_explicit(&epoch, memory_order_relaxed) != ticket;
+}
+
+/* ---- Fork --------------------------------------------------------------------------------------- */
+
+/* Calls of other threads are not in a child. */
+static void before_fork(void) {
+    pthread_mutex_lock(&mutex);
+}
+static void in_parent(void) {
+    pthread_mutex_unlock(&mutex);
+}
+static void in_child(void) {
+    running = 0;
+    if (installed) uninstall();
+    pthread_mutex_unlock(&mutex);
+}
+
+__attribute__((constructor)) static void watch_for_forks(void) {
+    pthread_atfork(before_fork, in_parent, in_child);
 }

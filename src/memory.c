@@ -264,3 +264,21 @@ cuflash_status cuflash_memory_set_limit(int device, int64_t bytes) {
     pthread_mutex_unlock(&mutex);
     return CUFLASH_SUCCESS;
 }
+
+/* ---- Fork --------------------------------------------------------------------------------------- */
+
+/* Calls of other threads are not in a child: what one was about to change is whole, and what one had borrowed is free. */
+static void before_fork(void) {
+    pthread_mutex_lock(&mutex);
+}
+static void in_parent(void) {
+    pthread_mutex_unlock(&mutex);
+}
+static void in_child(void) {
+    kept.lent = false;
+    pthread_mutex_unlock(&mutex);
+}
+
+__attribute__((constructor)) static void watch_for_forks(void) {
+    pthread_atfork(before_fork, in_parent, in_child);
+}

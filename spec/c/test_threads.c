@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "attention_case.h"
 #include "isa.h"
@@ -117,6 +118,51 @@ static void test_fork(void) {
     fixture_free(&f);
     check_in("%s", "");
 }
+static atomic_bool stop;
+
+static void *make_tensors(void *unused) {
+    while (!atomic_load(&stop)) {
+        cuflash_tensor t = {0};
+        if (cuflash_tensor_empty(&t, CUFLASH_FLOAT32, CUFLASH_CPU, 1, (const int64_t[]){4}) != CUFLASH_SUCCESS) break;
+        cuflash_tensor_release(&t);
+    }
+    return unused;
+}
+
+static void *call_attention(void *f) {
+    while (!atomic_load(&stop) && cuflash_attention_forward(&((fixture *)f)->a) == CUFLASH_SUCCESS) continue;
+    return NULL;
+}
+
+/* A child has none of the other threads of its parent, which may hold anything at that moment. */
+static void test_fork_amid_calls(void) {
+    enum { CHILDREN = 200 };
+    check_in("fork amid calls of other threads");
+    const shape_case shape = {1, 2, 2, 40, 40, 16, 16, false, 0};
+    fixture own, other;
+    fixture_make(&own, &shape, CUFLASH_FLOAT32, DENSE, 6);
+    fixture_make(&other, &shape, CUFLASH_FLOAT32, DENSE, 7);
+    pthread_t makes, calls;
+    CHECK(pthread_create(&makes, NULL, make_tensors, NULL) == 0);
+    CHECK(pthread_create(&calls, NULL, call_attention, &other) == 0);
+    int ended = 0;
+    for (; ended < CHILDREN; ended++) {
+        pid_t child = fork();
+        if (child == 0) {
+            alarm(10);
+            _exit(cuflash_attention_forward(&own.a) == CUFLASH_SUCCESS ? 0 : 1);
+        }
+        int status = -1;
+        if (child < 0 || waitpid(child, &status, 0) != child || status != 0) break;
+    }
+    CHECK_F(ended == CHILDREN, "child %d of %d did not end as it should", ended + 1, CHILDREN);
+    atomic_store(&stop, true);
+    pthread_join(makes, NULL);
+    pthread_join(calls, NULL);
+    fixture_free(&own);
+    fixture_free(&other);
+    check_in("%s", "");
+}
 #endif
 
 int main(void) {
@@ -125,7 +171,10 @@ int main(void) {
     test_callers();
     test_pairs();
 #ifndef __SANITIZE_THREAD__
-    if (!getenv("CUFLASH_SPEC_NO_FORK")) test_fork();
+    if (!getenv("CUFLASH_SPEC_NO_FORK")) {
+        test_fork();
+        test_fork_amid_calls();
+    }
 #endif
     CHECK(check_live_bytes() == live);
     return check_result();

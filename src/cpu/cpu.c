@@ -234,7 +234,8 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
         plan->key_parts = parts < most ? parts : most;
         plan->partial_floats = (2 + p->head_dim_v) * (plan->rows < kernels->block_m ? plan->rows : kernels->block_m);
     }
-    plan->units = plan->pairs * plan->key_parts * (pass == CUFLASH_FORWARD ? plan->row_blocks : plan->splits);
+    plan->halves = pass == CUFLASH_FORWARD && plan->key_parts == 1 && plan->rows > kernels->block_m / 2 ? 2 : 1;
+    plan->units = plan->pairs * plan->key_parts * (pass == CUFLASH_FORWARD ? plan->row_blocks * plan->halves : plan->splits);
     plan->threads = worthwhile_threads(plan, p, threads);
     plan->together = pass == CUFLASH_BACKWARD && plan->packed_bytes > 0 && plan->row_blocks > plan->splits ? 2 : 1;
     if (gain_together(plan, p)) /* up to so many: results do not depend on it */
@@ -266,6 +267,7 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
     bool few_by_pairs = few && kernels->on_pairs && cuflash_cpu_few_by_pairs(plan->rows, p->dtype);
     int64_t each = split ? plan->splits : plan->row_blocks;
     char what[96], parts[48] = "", together[48] = "";
+    const char *halves = plan->halves > 1 ? ", in halves" : "";
     if (plan->key_parts > 1) snprintf(parts, sizeof parts, ", keys in %lld parts", (long long)plan->key_parts);
     if (plan->together > 1)
         snprintf(together, sizeof together, split ? ", %lld row blocks at a time" : ", up to %lld at a time",
@@ -280,11 +282,11 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
     snprintf(text, size,
              "kernel: cpu %s, %s\n"
              "tile: %d query rows x %d keys%s\n"
-             "work: %lld unit%s (%lld batch x KV head, %lld %s%s each%s%s) on %d thread%s\n",
+             "work: %lld unit%s (%lld batch x KV head, %lld %s%s each%s%s%s) on %d thread%s\n",
              kernels->name, what, kernels->block_m, (int)cuflash_tile_keys(plan),
              plan->group > 1 ? ", query heads of a KV head together" : "", (long long)plan->units, plan->units == 1 ? "" : "s",
-             (long long)plan->pairs, (long long)each, split ? "split" : "row block", each == 1 ? "" : "s", parts, together,
-             plan->threads, plan->threads == 1 ? "" : "s");
+             (long long)plan->pairs, (long long)each, split ? "split" : "row block", each == 1 ? "" : "s", halves, parts,
+             together, plan->threads, plan->threads == 1 ? "" : "s");
 }
 
 /* ---- Run ---------------------------------------------------------------------------------------- */
@@ -313,8 +315,8 @@ static void run_forward(void *context, int64_t begin, int64_t end, int thread) {
     const cuflash_cpu_plan *plan = w->plan;
     int64_t of_pair = plan->units / plan->pairs, count;
     for (int64_t unit = begin; unit < end && !cuflash_interrupted(w->ticket); unit += count) {
-        count = of_pair - unit % of_pair;
-        if (count > plan->together) count = plan->together;
+        count = plan->together * plan->halves - unit % plan->halves;
+        if (count > of_pair - unit % of_pair) count = of_pair - unit % of_pair;
         if (count > end - unit) count = end - unit;
         plan->kernels->forward(w, unit, count, w->scratch + thread * plan->scratch_floats);
     }
@@ -331,8 +333,8 @@ static cuflash_stage *add_stage(run *r, const cuflash_cpu_work *w, cuflash_cpu_s
 
 static void add_forward(run *r, cuflash_cpu_work *w) {
     const cuflash_cpu_plan *plan = w->plan;
-    r->stages[r->count++] =
-        (cuflash_stage){.count = plan->units, .grain = plan->together, .fn = run_forward, .context = w, .runs = plan->pairs};
+    r->stages[r->count++] = (cuflash_stage){
+        .count = plan->units, .grain = plan->together * plan->halves, .fn = run_forward, .context = w, .runs = plan->pairs};
 }
 
 void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace,

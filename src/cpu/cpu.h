@@ -25,10 +25,10 @@ typedef struct {
     int64_t row_blocks;     /* per pair */
     int64_t key_parts;      /* that the keys are cut into: of a forward's row block, of a backward's pair */
     int64_t splits;         /* backward: that a pair's row blocks are dealt out to, each with its own dk and dv */
-    int64_t together;       /* row blocks that go through keys together, of a backward's split, or of a forward's pair up to so
-                             * many: CUFLASH_MOST_TOGETHER at most */
+    int64_t together;       /* row blocks that go through keys together: of a backward's split, of a forward up to so many */
     int64_t part_keys;      /* backward: of a part at most, where a unit converts all of its keys before its row blocks, or 0 */
-    int64_t units;          /* pieces of work that threads take: forward row blocks by parts, backward splits by parts */
+    int64_t halves;         /* forward: 2 where units are halves of row blocks, or 1 */
+    int64_t units;          /* what threads take: a forward's row blocks by parts or halves, a backward's splits by parts */
     int64_t pad_d, pad_dv;  /* head dimensions rounded up to whole vectors */
     int64_t pad_k;          /* seq_k rounded up to 16 */
     int64_t scratch_floats; /* per thread */
@@ -60,7 +60,7 @@ typedef struct {
 /* One unit of a stage, in scratch of the thread's own. */
 typedef void cuflash_cpu_stage(const cuflash_cpu_work *work, int64_t unit, float *scratch);
 
-/* So many units, one behind the other, of one pair. */
+/* So many units, one behind the other, of one pair, and of `together` row blocks at most. */
 typedef void cuflash_cpu_forward(const cuflash_cpu_work *work, int64_t unit, int64_t count, float *scratch);
 
 /* Are there so few rows that vectors of so many floats run over d? Vectors of them were mostly empty, and keys of 16 bits are
@@ -90,7 +90,7 @@ typedef struct cuflash_cpu_kernels {
     int64_t (*packed_bytes)(const cuflash_cpu_plan *plan, const cuflash_problem *p);
     int pack_n;
     cuflash_cpu_stage *pack;                 /* of pack_n keys */
-    cuflash_cpu_forward *forward;            /* of the plan's units, up to `together` */
+    cuflash_cpu_forward *forward;            /* of the plan's units */
     cuflash_cpu_stage *forward_finish;       /* of a row block: adds up its parts, and writes its output */
     cuflash_cpu_stage *backward_begin;       /* of a row block: what is needed of each row */
     cuflash_cpu_stage *backward;             /* of the plan's units */

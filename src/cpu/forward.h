@@ -217,6 +217,18 @@ static row_block forward_block(const cuflash_cpu_plan *plan, const cuflash_probl
     return block_at(plan, p, pair, p->causal ? plan->row_blocks - 1 - index : index);
 }
 
+/* What of a row block is in units [begin, end), counted from its own: its halves, the longer rows first. */
+static row_block halves_of_block(const cuflash_cpu_plan *plan, const cuflash_problem *p, const row_block *block, int64_t begin,
+                                 int64_t end) {
+    enum { HALF = BLOCK_M / 2 };
+    if (begin < 0) begin = 0;
+    if (end > 2) end = 2;
+    int64_t first = p->causal ? 2 - end : begin, last = p->causal ? 2 - begin : end;
+    int64_t rows = (last * HALF < block->rows ? last * HALF : block->rows) - first * HALF;
+    int64_t pair = block->batch * p->heads_kv + block->head_kv;
+    return rows_at(plan, p, pair, block->first + first * HALF, rows > 0 ? rows : 0);
+}
+
 /* What a part of the keys came to, in `partial`: max, sum, and the output, [dim][rows]. */
 static void keep_part(const cuflash_problem *p, const row_block *block, const scratch *w, float *partial) {
     size_t bytes = (size_t)block->rows * sizeof(float);
@@ -256,13 +268,17 @@ static void forward(const cuflash_cpu_work *work, int64_t unit, int64_t count, f
     const cuflash_problem *p = work->p;
     int64_t part = unit % plan->key_parts, begin = cuflash_part_begin(plan, p, part),
             end = cuflash_part_begin(plan, p, part + 1);
-    int64_t first = unit / plan->key_parts, n = 0;
+    int64_t each = plan->key_parts * plan->halves, n = 0;
     row_block blocks[CUFLASH_MOST_TOGETHER];
     scratch w[CUFLASH_MOST_TOGETHER];
     int64_t used = lay_out(plan, p, CUFLASH_FORWARD, base, &w[0]);
-    for (int64_t number = first; number < first + count; number++) {
+    for (int64_t number = unit / each; number * each < unit + count; number++) {
         row_block block = forward_block(plan, p, number);
-        if (plan->packed_bytes == 0 && cuflash_cpu_is_few(block.rows, p->k.dtype, VL)) {
+        bool few = plan->packed_bytes == 0 && cuflash_cpu_is_few(block.rows, p->k.dtype, VL);
+        int64_t own = number * each;
+        if (plan->halves == 2) block = halves_of_block(plan, p, &block, unit - own, unit - own + count);
+        if (block.rows == 0) continue;
+        if (few) {
             attend_few(plan, p, &block, &w[0], begin, end, work->ticket);
             keep_block(work, unit, &block, &w[0]);
             continue;
@@ -270,6 +286,7 @@ static void forward(const cuflash_cpu_work *work, int64_t unit, int64_t count, f
         w[n] = scratch_of_block(&w[0], n);
         blocks[n++] = block;
     }
+    if (n == 0) return; /* there were few rows, or none in a half */
     attend_blocks(work, blocks, w, n, base + used, begin, end);
     for (int64_t i = 0; i < n; i++) keep_block(work, unit, &blocks[i], &w[i]);
 }

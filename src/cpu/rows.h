@@ -37,9 +37,9 @@ typedef struct {
     int64_t limit[BLOCK_M];        /* keys that each row sees; all of them where a lane has no row */
 } row_block;
 
-static row_block block_at(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t index) {
-    row_block block = {.batch = pair / p->heads_kv, .head_kv = pair % p->heads_kv, .first = index * BLOCK_M};
-    block.rows = plan->rows - block.first < BLOCK_M ? plan->rows - block.first : BLOCK_M;
+/* So many rows of a pair from `first` on. */
+static row_block rows_at(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t first, int64_t rows) {
+    row_block block = {.batch = pair / p->heads_kv, .head_kv = pair % p->heads_kv, .first = first, .rows = rows};
     block.lanes = cuflash_round_up(block.rows, VL);
     block.shared = p->seq_k;
     for (int64_t r = 0; r < block.lanes; r++) {
@@ -49,6 +49,11 @@ static row_block block_at(const cuflash_cpu_plan *plan, const cuflash_problem *p
         block.limit[r] = visible;
     }
     return block;
+}
+
+static row_block block_at(const cuflash_cpu_plan *plan, const cuflash_problem *p, int64_t pair, int64_t index) {
+    int64_t first = index * BLOCK_M, rows = plan->rows - first;
+    return rows_at(plan, p, pair, first, rows < BLOCK_M ? rows : BLOCK_M);
 }
 
 /* Where row r of the block lies in q, o or one of their like. */

@@ -76,6 +76,29 @@ describe("attention on the CPU is bit-equal #cpu", function()
     end)
   end
 
+  -- Threads take blocks and halves of them; tiles whose numbers are not finite are computed otherwise where they hide something.
+  for _, dtype in ipairs { "float32", "float16", "bfloat16" } do
+    it("for any number of threads, of numbers that are not finite: " .. dtype, function()
+      local case = attention.case {
+        name = "not finite", heads = 8, heads_kv = 2, seq_q = 210, seq_k = 250, dim = 40, dim_v = 72, causal = true,
+      }
+      for _, at in ipairs { { 1, 1, 230, 7 }, { 1, 2, 61, 39 }, { 1, 1, 100, 0 } } do
+        local inputs = attention.make(case, dtype)
+        if at[4] > 0 then
+          inputs.k[at] = 0 / 0
+          inputs.v[{ 1, 1, at[3] - 20, 70 }] = -math.huge
+        end
+        inputs.v[{ 1, 2, at[3], 3 }] = math.huge
+        cf.num_threads(1)
+        local alone = attention.run(case, inputs)
+        for _, n in ipairs { 3, 7, 64 } do
+          cf.num_threads(n)
+          attention.all_same_bits(alone, attention.run(case, inputs), ("with %d threads"):format(n))
+        end
+      end
+    end)
+  end
+
   for_all("without asking for it", function(case, inputs)
     attention.all_same_bits(attention.run(case, inputs), attention.run(case, inputs, false))
   end)

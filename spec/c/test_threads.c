@@ -118,6 +118,7 @@ static void test_fork(void) {
     fixture_free(&f);
     check_in("%s", "");
 }
+
 static atomic_bool stop;
 
 static void *make_tensors(void *unused) {

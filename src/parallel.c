@@ -5,7 +5,6 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <sys/syscall.h>
@@ -34,17 +33,22 @@ typedef struct {
 } progress;
 
 /* What helpers come to. It is the caller's, who waits until those who came have left. */
-typedef struct job {
-    struct job *other;
+typedef struct {
     progress stages[CUFLASH_MOST_STAGES]; /* that have units */
     int count, threads;
-    atomic_uint done;                 /* queues so far: what a thread looks at that has to wait */
-    int wanted;                       /* helpers; guarded by the pool's mutex */
-    uint64_t here[MOST_THREADS / 64]; /* the threads that have come, a bit each; as `wanted` */
-    atomic_int present;               /* helpers: where there are none of them any more the job may go */
+    atomic_uint done;                         /* queues so far: what a thread looks at that has to wait */
+    _Atomic uint64_t here[MOST_THREADS / 64]; /* the threads that have come, a bit each */
     pthread_mutex_t mutex;
     pthread_cond_t progressed; /* a queue is done */
 } job;
+
+/* Where helpers come to a job and leave it. An entrance is never gone, so that any thread may look at it at any time. */
+typedef struct {
+    _Alignas(64) _Atomic uint32_t state; /* helpers that may come, PRESENT for each that is there, and WAITED_FOR */
+    job *job;                            /* NULL: of none. Who is there may look at it, others with the pool's mutex. */
+} entrance;
+
+enum { MOST_JOBS = 64, PRESENT = 1 << 12, WAITED_FOR = 1 << 24 };
 
 /* A thread of the pool; `other` is for those that sleep, in the order of their numbers. */
 typedef struct helper {
@@ -58,11 +62,12 @@ typedef struct helper {
 
 static struct {
     pthread_mutex_t mutex;
-    pthread_cond_t left; /* a job has no helper left */
-    job *jobs;
+    pthread_cond_t left; /* a job that is waited for has no helper left */
     helper *sleeping;
     int threads;
     atomic_uint posted; /* jobs so far: what a thread looks at before it sleeps */
+    atomic_int entered; /* entrances up to the last that was ever used */
+    entrance entrances[MOST_JOBS];
 } pool = {.mutex = PTHREAD_MUTEX_INITIALIZER, .left = PTHREAD_COND_INITIALIZER};
 
 /* 50 us and more on x86-64. */
@@ -259,11 +264,29 @@ static void lock_pool(void) {
     pthread_mutex_lock(&pool.mutex);
 }
 
-/* That needs help; with the pool's mutex. */
-static job *find_job(void) {
-    job *j = pool.jobs;
-    while (j && (j->wanted == 0 || !has_units(j))) j = j->other;
-    return j;
+/* NULL: no job needs help. */
+static entrance *enter(void) {
+    entrance *end = pool.entrances + atomic_load(&pool.entered);
+    for (entrance *e = pool.entrances; e < end; e++) {
+        uint32_t state = atomic_load(&e->state);
+        while (state % PRESENT > 0)
+            if (atomic_compare_exchange_weak(&e->state, &state, state - 1 + PRESENT)) return e;
+    }
+    return NULL;
+}
+
+/* No other helper may come. */
+static void close_entrance(entrance *e) {
+    if (atomic_load(&e->state) % PRESENT > 0) atomic_fetch_and(&e->state, ~(uint32_t)(PRESENT - 1));
+}
+
+/* A helper leaves when there is nothing to take any more. Where it is not waited for, the job may be gone by then. */
+static void leave(entrance *e) {
+    close_entrance(e);
+    if (atomic_fetch_sub(&e->state, PRESENT) != WAITED_FOR + PRESENT) return;
+    lock_pool();
+    pthread_cond_broadcast(&pool.left);
+    pthread_mutex_unlock(&pool.mutex);
 }
 
 static pid_t own_id(void) {
@@ -289,45 +312,45 @@ static void avoid_own_core(helper *h) {
 #endif
 }
 
-static void wait_for_job(helper *h) {
-    unsigned seen = atomic_load(&pool.posted);
-    pthread_mutex_unlock(&pool.mutex);
-    for (int i = 0; i < LOOKS && atomic_load_explicit(&pool.posted, memory_order_relaxed) == seen; i++) pause_a_little();
+/* One that was not there when `seen` was looked at. */
+static void wait_for_job(helper *h, unsigned seen) {
+    for (int i = 0; i < LOOKS; i++) {
+        if (atomic_load_explicit(&pool.posted, memory_order_relaxed) != seen) return;
+        pause_a_little();
+    }
     lock_pool();
-    if (atomic_load(&pool.posted) != seen) return;
-    h->awake = false;
-    helper **at = &pool.sleeping;
-    while (*at && (*at)->number < h->number) at = &(*at)->other;
-    h->other = *at;
-    *at = h;
-    while (!h->awake) pthread_cond_wait(&h->called, &pool.mutex);
+    if (atomic_load(&pool.posted) == seen) {
+        h->awake = false;
+        helper **at = &pool.sleeping;
+        while (*at && (*at)->number < h->number) at = &(*at)->other;
+        h->other = *at;
+        *at = h;
+        while (!h->awake) pthread_cond_wait(&h->called, &pool.mutex);
+    }
+    pthread_mutex_unlock(&pool.mutex);
 }
 
 /* Which thread of the job a helper is: the same from call to call, as far as may be, so that it finds in its core's caches what it
- * had there: its scratch, and with runs a part of the workspace, and of tensors. With the pool's mutex. */
-static int join(job *j, int number) {
-    if (number >= j->threads || (j->here[number / 64] >> number % 64 & 1))
-        for (number = 1; j->here[number / 64] >> number % 64 & 1;) number++;
-    j->here[number / 64] |= (uint64_t)1 << number % 64;
-    j->wanted--, atomic_fetch_add(&j->present, 1);
-    return number;
+ * had there: its scratch, and with runs a part of the workspace, and of tensors. */
+static int choose_thread(job *j, int number) {
+    if (number >= j->threads) number = 1;
+    for (;; number = number + 1 < j->threads ? number + 1 : 1) {
+        uint64_t bit = (uint64_t)1 << number % 64;
+        if ((atomic_fetch_or(&j->here[number / 64], bit) & bit) == 0) return number;
+    }
 }
 
 static void *help(void *number) {
     helper h = {.number = (int)(intptr_t)number, .called = PTHREAD_COND_INITIALIZER, .id = own_id(), .avoided = -1};
-    lock_pool();
     for (;;) {
-        job *j = find_job();
-        if (!j) {
-            wait_for_job(&h);
-            continue;
+        unsigned seen = atomic_load(&pool.posted);
+        entrance *e = enter();
+        if (e) {
+            do_stages(e->job, choose_thread(e->job, h.number));
+            leave(e);
+        } else {
+            wait_for_job(&h, seen);
         }
-        int thread = join(j, h.number);
-        pthread_mutex_unlock(&pool.mutex);
-        do_stages(j, thread);
-        bool last = atomic_fetch_sub(&j->present, 1) == 1; /* where it is not, the job may be gone from here on */
-        lock_pool();
-        if (last) pthread_cond_broadcast(&pool.left);
     }
     return NULL;
 }
@@ -350,35 +373,40 @@ static void start_threads(int count) {
     }
 }
 
-static void post(job *j) {
+/* NULL: others have all entrances. */
+static entrance *post(job *j) {
+    int wanted = j->threads - 1, at = 0;
     lock_pool();
-    start_threads(j->wanted);
-    j->other = pool.jobs;
-    pool.jobs = j;
-    atomic_fetch_add(&pool.posted, 1);
-    for (int i = 0; i < j->wanted && pool.sleeping; i++) {
-        helper *h = pool.sleeping;
-        pool.sleeping = h->other;
-        avoid_own_core(h);
-        h->awake = true;
-        pthread_cond_signal(&h->called);
+    while (at < MOST_JOBS && pool.entrances[at].job) at++;
+    entrance *e = at < MOST_JOBS ? &pool.entrances[at] : NULL;
+    if (e) {
+        start_threads(wanted);
+        e->job = j;
+        atomic_store(&e->state, (uint32_t)wanted);
+        if (at >= atomic_load(&pool.entered)) atomic_store(&pool.entered, at + 1);
+        atomic_fetch_add(&pool.posted, 1);
+        for (int i = 0; i < wanted && pool.sleeping; i++) {
+            helper *h = pool.sleeping;
+            pool.sleeping = h->other;
+            avoid_own_core(h);
+            h->awake = true;
+            pthread_cond_signal(&h->called);
+        }
     }
     pthread_mutex_unlock(&pool.mutex);
+    return e;
 }
 
 /* All units are done; who comes now comes too late. */
-static void withdraw(job *j) {
+static void withdraw(entrance *e) {
+    close_entrance(e);
+    for (int i = 0; i < LOOKS && atomic_load(&e->state) > 0; i++) pause_a_little(); /* who came is about to leave */
     lock_pool();
-    job **at = &pool.jobs;
-    while (*at != j) at = &(*at)->other;
-    *at = j->other;
-    pthread_mutex_unlock(&pool.mutex);
-    for (int i = 0; i < LOOKS; i++) { /* who came is about to leave */
-        if (atomic_load(&j->present) == 0) return;
-        pause_a_little();
+    if (atomic_load(&e->state) > 0) {
+        atomic_fetch_or(&e->state, WAITED_FOR);
+        while (atomic_load(&e->state) > WAITED_FOR) pthread_cond_wait(&pool.left, &pool.mutex);
     }
-    lock_pool();
-    while (atomic_load(&j->present) > 0) pthread_cond_wait(&pool.left, &pool.mutex);
+    e->job = NULL;
     pthread_mutex_unlock(&pool.mutex);
 }
 
@@ -393,15 +421,15 @@ void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count
         return;
     }
     job j;
-    j.count = 0, j.threads = threads, j.wanted = threads - 1;
-    memset(j.here, 0, sizeof j.here);
+    j.count = 0, j.threads = threads;
     j.mutex = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER, j.progressed = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
-    atomic_init(&j.present, 0), atomic_init(&j.done, 0);
+    atomic_init(&j.done, 0);
+    for (int i = 0; i < MOST_THREADS / 64; i++) atomic_init(&j.here[i], 0);
     for (int i = 0; i < count; i++)
         if (stages[i].count > 0) add_stage(&j, &stages[i]);
-    post(&j);
+    entrance *e = post(&j);
     do_stages(&j, 0);
-    withdraw(&j);
+    if (e) withdraw(e);
 }
 
 void cuflash_parallel_for(int threads, int64_t count, int64_t grain, cuflash_range_fn fn, void *context) {
@@ -421,9 +449,12 @@ static void in_parent(void) {
 static void in_child(void) {
     pthread_mutex_init(&pool.mutex, NULL);
     pthread_cond_init(&pool.left, NULL);
-    pool.jobs = NULL;
     pool.sleeping = NULL;
     pool.threads = 0;
+    for (int i = 0; i < MOST_JOBS; i++) {
+        pool.entrances[i].job = NULL;
+        atomic_store(&pool.entrances[i].state, 0);
+    }
 }
 
 __attribute__((constructor)) static void watch_for_forks(void) {

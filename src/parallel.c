@@ -23,13 +23,17 @@ typedef struct {
 
 enum { MOST_QUEUES = 64, MOST_THREADS = 1024 };
 
-/* A stage under way. */
+/* Queues, a bit each. */
+typedef uint64_t queues;
+
+/* A stage under way. Threads look for work in `open` and `undone`, as to look through all queues takes as long as a small unit. */
 typedef struct {
+    _Alignas(64) _Atomic queues open; /* that have units nobody has taken */
+    _Atomic queues undone;            /* that have units which are not done */
     const cuflash_stage *stage;
-    queue queues[MOST_QUEUES];
     int count;
-    bool by_runs;    /* a queue waits only for the same one of the stage before */
-    atomic_int left; /* queues that are not done */
+    bool by_runs; /* a queue waits only for the same one of the stage before */
+    queue queues[MOST_QUEUES];
 } progress;
 
 /* What helpers come to. It is the caller's, who waits until those who came have left. */
@@ -37,6 +41,7 @@ typedef struct {
     progress stages[CUFLASH_MOST_STAGES]; /* that have units */
     int count, threads;
     atomic_uint done;                         /* queues so far: what a thread looks at that has to wait */
+    atomic_int asleep;                        /* threads that wait for one more */
     _Atomic uint64_t here[MOST_THREADS / 64]; /* the threads that have come, a bit each */
     pthread_mutex_t mutex;
     pthread_cond_t progressed; /* a queue is done */
@@ -122,6 +127,12 @@ cuflash_status cuflash_set_num_threads(int threads) {
 
 /* ---- Stages ------------------------------------------------------------------------------------- */
 
+/* Of numbers begin to end - 1. */
+static queues queues_between(int begin, int end) {
+    queues up_to_end = end < MOST_QUEUES ? ((queues)1 << end) - 1 : ~(queues)0;
+    return up_to_end & ~(((queues)1 << begin) - 1);
+}
+
 /* As many queues as there are runs, or each of several runs. */
 static void add_stage(job *j, const cuflash_stage *s) {
     progress *p = &j->stages[j->count];
@@ -129,7 +140,8 @@ static void add_stage(job *j, const cuflash_stage *s) {
     p->stage = s;
     p->count = (int)((runs + each - 1) / each);
     p->by_runs = runs > 1 && j->count > 0 && p[-1].stage->runs == runs;
-    atomic_init(&p->left, p->count);
+    atomic_init(&p->open, queues_between(0, p->count));
+    atomic_init(&p->undone, queues_between(0, p->count));
     for (int i = 0; i < p->count; i++) {
         queue *q = &p->queues[i];
         q->end = i + 1 < p->count ? (i + 1) * units : s->count;
@@ -139,88 +151,109 @@ static void add_stage(job *j, const cuflash_stage *s) {
     j->count++;
 }
 
-static bool is_done(job *j) {
-    return atomic_load_explicit(&j->stages[j->count - 1].left, memory_order_acquire) == 0;
-}
-
-/* Is what the queue's units need done? */
-static bool may_begin(const progress *p, const job *j, int i) {
-    if (p == j->stages) return true;
-    if (p->by_runs) return atomic_load_explicit(&p[-1].queues[i].left, memory_order_acquire) == 0;
-    return atomic_load_explicit(&p[-1].left, memory_order_acquire) == 0;
-}
-
-static int64_t units_to_take(queue *q) {
-    return q->end - atomic_load_explicit(&q->next, memory_order_relaxed);
+static bool is_done(const job *j) {
+    return atomic_load(&j->stages[j->count - 1].undone) == 0;
 }
 
 /* Are there units that nobody has taken? */
-static bool has_units(job *j) {
+static bool has_units(const job *j) {
     for (int s = 0; s < j->count; s++)
-        for (int i = 0; i < j->stages[s].count; i++)
-            if (units_to_take(&j->stages[s].queues[i]) > 0) return true;
+        if (atomic_load_explicit(&j->stages[s].open, memory_order_relaxed)) return true;
     return false;
+}
+
+/* That have units to take which may begin, as what they need is done. */
+static queues ready_queues(const job *j, const progress *p) {
+    queues open = atomic_load_explicit(&p->open, memory_order_relaxed);
+    if (p == j->stages || open == 0) return open;
+    queues undone = atomic_load_explicit(&p[-1].undone, memory_order_acquire);
+    return p->by_runs ? open & ~undone : undone ? 0 : open;
+}
+
+static int64_t units_to_take(const queue *q) {
+    return q->end - atomic_load_explicit(&q->next, memory_order_relaxed);
 }
 
 typedef struct {
     progress *stage;
-    queue *queue; /* NULL: none */
+    int queue;
 } place;
 
-/* Of the queues of a stage whose units may begin, the one that has most left to take: the thread's own if none has more. */
-static queue *fullest_queue(progress *p, const job *j, int own) {
-    queue *fullest = NULL;
-    int64_t most = 0;
-    for (int i = 0; i < p->count; i++) {
-        int at = (own + i) % p->count;
+/* Of some queues the one that has most left to take: from `own` on the first of those. */
+static int fullest_queue(const progress *p, queues some, int own) {
+    int fullest = 0;
+    int64_t most = INT64_MIN;
+    queues before_own = queues_between(0, own), first = some & ~before_own, then = some & before_own;
+    while (first | then) {
+        queues *from = first ? &first : &then;
+        int at = __builtin_ctzll(*from);
         int64_t units = units_to_take(&p->queues[at]);
-        if (units > most && may_begin(p, j, at)) most = units, fullest = &p->queues[at];
+        if (units > most) most = units, fullest = at;
+        *from &= *from - 1;
     }
     return fullest;
 }
 
-static int own_queue(const progress *p, const job *j, int thread) {
+static int first_own(const job *j, const progress *p, int thread) {
     return (int)((int64_t)thread * p->count / j->threads);
 }
 
-/* Where the thread goes on: in its own queue of the first stage in which it has units left, or else where there are most. */
-static place find_place(job *j, int thread) {
-    const progress *end = j->stages + j->count;
-    for (progress *p = j->stages; p < end; p++) {
-        int own = own_queue(p, j, thread);
-        queue *q = p->stage->shrink ? fullest_queue(p, j, own) : may_begin(p, j, own) ? &p->queues[own] : NULL;
-        if (q && units_to_take(q) > 0) return (place){p, q};
-        if (units_to_take(&p->queues[own]) > 0) break;
+/* A thread's own are no other's, or where there are fewer queues than threads it is one that several threads have. */
+static queues own_queues(const job *j, const progress *p, int thread) {
+    int begin = first_own(j, p, thread), end = first_own(j, p, thread + 1);
+    return queues_between(begin, end > begin ? end : begin + 1);
+}
+
+/* Where the thread goes on. First in queues of its own, at the latest stage that is ready, so that it finds in its cache what it
+ * has just done; then where most is left of the earliest stage. */
+static bool find_place(job *j, int thread, place *found) {
+    for (int s = j->count - 1; s >= 0; s--) {
+        progress *p = &j->stages[s];
+        queues ready = ready_queues(j, p), own = ready & own_queues(j, p, thread);
+        if (own == 0) continue;
+        *found = (place){p, fullest_queue(p, p->stage->shrink ? ready : own, first_own(j, p, thread))};
+        return true;
     }
-    for (progress *p = j->stages; p < end; p++) {
-        queue *q = fullest_queue(p, j, own_queue(p, j, thread));
-        if (q) return (place){p, q};
+    for (int s = 0; s < j->count; s++) {
+        progress *p = &j->stages[s];
+        queues ready = ready_queues(j, p);
+        if (ready == 0) continue;
+        *found = (place){p, fullest_queue(p, ready, first_own(j, p, thread))};
+        return true;
     }
-    return (place){NULL, NULL};
+    return false;
 }
 
 /* How many units a thread takes at once: half of its share of what is left, so that threads end together. */
-static int64_t fair_share(const job *j, place at) {
-    int64_t sharers = (j->threads + at.stage->count - 1) / at.stage->count, grain = at.stage->stage->grain;
-    int64_t share = grain > 1 ? units_to_take(at.queue) / (2 * sharers) : 1;
+static int64_t fair_share(const job *j, const progress *p, const queue *q) {
+    int64_t sharers = (j->threads + p->count - 1) / p->count, grain = p->stage->grain;
+    if (grain <= 1) return 1;
+    int64_t share = units_to_take(q) / (2 * sharers);
     return share < 1 ? 1 : share < grain ? share : grain;
+}
+
+static void queue_is_done(job *j, progress *p, int number) {
+    atomic_fetch_and(&p->undone, ~((queues)1 << number));
+    atomic_fetch_add(&j->done, 1);
+    if (atomic_load(&j->asleep) == 0) return;
+    pthread_mutex_lock(&j->mutex);
+    pthread_cond_broadcast(&j->progressed);
+    pthread_mutex_unlock(&j->mutex);
 }
 
 /* Units of a queue while there are any, or where they shrink one. */
 static void take_units(job *j, place at, int thread) {
-    const cuflash_stage *s = at.stage->stage;
-    queue *q = at.queue;
+    progress *p = at.stage;
+    const cuflash_stage *s = p->stage;
+    queue *q = &p->queues[at.queue];
     do {
-        int64_t some = fair_share(j, at), begin = atomic_fetch_add_explicit(&q->next, some, memory_order_relaxed);
+        int64_t some = fair_share(j, p, q), begin = atomic_fetch_add_explicit(&q->next, some, memory_order_relaxed);
         if (begin >= q->end) return;
         int64_t end = q->end - begin < some ? q->end : begin + some;
+        if (end == q->end) atomic_fetch_and_explicit(&p->open, ~((queues)1 << at.queue), memory_order_relaxed);
         s->fn(s->context, begin, end, thread);
-        if (atomic_fetch_sub_explicit(&q->left, end - begin, memory_order_acq_rel) > end - begin) continue;
-        atomic_fetch_sub_explicit(&at.stage->left, 1, memory_order_acq_rel);
-        atomic_fetch_add(&j->done, 1);
-        pthread_mutex_lock(&j->mutex);
-        pthread_cond_broadcast(&j->progressed);
-        pthread_mutex_unlock(&j->mutex);
+        if (atomic_fetch_sub_explicit(&q->left, end - begin, memory_order_acq_rel) == end - begin)
+            queue_is_done(j, p, at.queue);
     } while (!s->shrink);
 }
 
@@ -236,7 +269,9 @@ static void wait_for_more(job *j, unsigned seen) {
             sched_yield();
     }
     pthread_mutex_lock(&j->mutex);
+    atomic_fetch_add(&j->asleep, 1);
     while (atomic_load(&j->done) == seen) pthread_cond_wait(&j->progressed, &j->mutex);
+    atomic_fetch_sub(&j->asleep, 1);
     pthread_mutex_unlock(&j->mutex);
 }
 
@@ -245,8 +280,8 @@ static void do_stages(job *j, int thread) {
     for (;;) {
         unsigned seen = atomic_load(&j->done); /* before all else is looked at */
         if (thread == 0 ? is_done(j) : !has_units(j)) return;
-        place at = find_place(j, thread);
-        if (at.queue)
+        place at;
+        if (find_place(j, thread, &at))
             take_units(j, at, thread);
         else
             wait_for_more(j, seen);
@@ -423,7 +458,7 @@ void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count
     job j;
     j.count = 0, j.threads = threads;
     j.mutex = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER, j.progressed = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
-    atomic_init(&j.done, 0);
+    atomic_init(&j.done, 0), atomic_init(&j.asleep, 0);
     for (int i = 0; i < MOST_THREADS / 64; i++) atomic_init(&j.here[i], 0);
     for (int i = 0; i < count; i++)
         if (stages[i].count > 0) add_stage(&j, &stages[i]);

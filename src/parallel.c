@@ -224,12 +224,16 @@ static bool find_place(job *j, int thread, place *found) {
     return false;
 }
 
-/* How many units a thread takes at once: half of its share of what is left, so that threads end together. */
+/* How many units a thread takes at once: half of its share of what is left, so that threads end together. What costs less whole it
+ * takes whole while there is a whole one for every thread. */
 static int64_t fair_share(const job *j, const progress *p, const queue *q) {
-    int64_t sharers = (j->threads + p->count - 1) / p->count, grain = p->stage->grain;
+    int64_t grain = p->stage->grain, whole = p->stage->whole < 1 ? 1 : p->stage->whole;
     if (grain <= 1) return 1;
-    int64_t share = units_to_take(q) / (2 * sharers);
-    return share < 1 ? 1 : share < grain ? share : grain;
+    int64_t open = __builtin_popcountll(atomic_load_explicit(&p->open, memory_order_relaxed)), left = units_to_take(q);
+    int64_t sharers = open > 0 ? (j->threads + open - 1) / open : j->threads;
+    if (left < whole * sharers) return 1;
+    int64_t share = left / (2 * sharers) / whole * whole;
+    return share < whole ? whole : share < grain ? share : grain;
 }
 
 static void queue_is_done(job *j, progress *p, int number) {

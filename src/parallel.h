@@ -14,15 +14,16 @@ typedef struct {
     int64_t count, grain;
     cuflash_range_fn fn;
     void *context;
-    int64_t runs; /* count is a multiple of it; 0 or 1: all units are one run */
-    bool shrink;  /* units are large, a run's later ones smaller: a thread goes on with the run that has most left */
+    int64_t whole; /* so many units cost less at once; grain and runs are multiples of it; 0 or 1: each is for itself */
+    int64_t runs;  /* count is a multiple of it; 0 or 1: all units are one run */
+    bool shrink;   /* units are large, a run's later ones smaller: threads go on with the run that has most left */
 } cuflash_stage;
 
 enum { CUFLASH_MOST_STAGES = 5 };
 
 /* Does the units of up to so many stages, first come first served, those of a stage when all of the one before are done; of a run
  * when the same run of the stage before is done, where both stages have as many, more than one. Which thread gets which unit is
- * open: results must not depend on it. */
+ * open: results must not depend on it. One thread does all in their order. */
 void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count);
 
 /* One stage. */

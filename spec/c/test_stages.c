@@ -72,12 +72,14 @@ static void make_stages(test *t, uint64_t seed) {
     *t = (test){.count = 1 + (int)draw(&state, CUFLASH_MOST_STAGES), .threads = 1 + (int)draw(&state, MOST_THREADS)};
     for (int i = 0; i < t->count; i++) {
         int64_t own = i > 0 && draw(&state, 2) ? t->stages[i - 1].runs : runs[draw(&state, COUNT_OF(runs))];
-        int64_t each = draw(&state, own < 2 ? MOST_UNITS : MOST_UNITS / own + 1);
+        int64_t whole = 1 + draw(&state, 2) * draw(&state, 3);
+        int64_t each = draw(&state, MOST_UNITS / (own < 1 ? 1 : own) / whole + 1) * whole;
         t->units[i].all = t, t->units[i].number = i;
         t->stages[i] = (cuflash_stage){.count = (own < 1 ? 1 : own) * each,
-                                       .grain = 1 + draw(&state, 5),
+                                       .grain = (1 + draw(&state, 5)) * whole,
                                        .fn = do_units,
                                        .context = &t->units[i],
+                                       .whole = whole,
                                        .runs = own,
                                        .shrink = draw(&state, 3) == 0};
     }
@@ -94,6 +96,55 @@ static void check_stages(uint64_t seed) {
             if (!CHECK_F(t.units[i].done[unit] == 1, "stages %d: unit %d of stage %d was done %d times", (int)seed, (int)unit,
                          i, t.units[i].done[unit]))
                 return;
+}
+
+/* What the calling thread takes of one queue while a helper keeps what it took first. */
+typedef struct {
+    int64_t count, whole, last;
+    atomic_bool helped;
+    atomic_llong done;
+    int failures;
+} takes;
+
+static void take(void *context, int64_t begin, int64_t end, int thread) {
+    takes *t = context;
+    int64_t some = end - begin;
+    if (thread == 1) {
+        atomic_store(&t->helped, true);
+        while (atomic_load(&t->done) < t->count - some) sched_yield();
+        return;
+    }
+    while (!atomic_load(&t->helped)) sched_yield();
+    if (atomic_fetch_add(&t->done, some) > 0) { /* the helper took what it did before the second */
+        int64_t left = t->count - begin;
+        bool right =
+            left < 2 * t->whole ? some == 1 : some % t->whole == 0 && some <= (left > 4 * t->whole ? left / 4 : t->whole);
+        if (!right || some > t->last) t->failures++;
+    }
+    t->last = some;
+}
+
+/* Ever less towards the end, and what is whole in parts only where two threads would not both get a whole one. */
+static void check_takes(int64_t whole) {
+    takes t = {.count = 60 * whole, .whole = whole};
+    cuflash_stage stage = {.count = t.count, .grain = 8 * whole, .fn = take, .context = &t, .whole = whole};
+    cuflash_parallel_stages(2, &stage, 1);
+    CHECK_F(t.failures == 0, "units that are whole by %d: %d times a thread took too many, or too few", (int)whole, t.failures);
+    CHECK_F(t.last == 1, "units that are whole by %d: a thread took the last %d at once", (int)whole, (int)t.last);
+}
+
+static void take_long(void *context, int64_t begin, int64_t end, int thread) {
+    (void)thread;
+    if (begin == 0) usleep(300000);
+    atomic_fetch_add((atomic_int *)context, (int)(end - begin));
+}
+
+/* A thread that waits for long sleeps, and is woken. */
+static void check_long_wait(void) {
+    atomic_int done = 0;
+    cuflash_stage stage = {.count = 2, .grain = 1, .fn = take_long, .context = &done}, stages[] = {stage, stage};
+    cuflash_parallel_stages(2, stages, 2);
+    CHECK(done == 4);
 }
 
 static void *check_some(void *first) {
@@ -114,5 +165,7 @@ int main(void) {
     check_some((void *)1);
     check_some((void *)101);
     check_callers();
+    check_long_wait();
+    for (int64_t whole = 1; whole <= 4; whole++) check_takes(whole);
     return check_result();
 }

@@ -333,8 +333,12 @@ static cuflash_stage *add_stage(run *r, const cuflash_cpu_work *w, cuflash_cpu_s
 
 static void add_forward(run *r, cuflash_cpu_work *w) {
     const cuflash_cpu_plan *plan = w->plan;
-    r->stages[r->count++] = (cuflash_stage){
-        .count = plan->units, .grain = plan->together * plan->halves, .fn = run_forward, .context = w, .runs = plan->pairs};
+    r->stages[r->count++] = (cuflash_stage){.count = plan->units,
+                                            .grain = plan->together * plan->halves,
+                                            .fn = run_forward,
+                                            .context = w,
+                                            .whole = plan->halves,
+                                            .runs = plan->pairs};
 }
 
 void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuflash_pass pass, void *workspace,

@@ -440,8 +440,8 @@ CUFLASH_API int cuflash_attention_backward_f16(const void *Q, const void *K, con
 CUFLASH_API const char *cuflash_cpu_isa(void);
 
 /* Threads a call on the CPU may use; at first OMP_NUM_THREADS, or all cores that the process may use. At most 64, or 4 for every
- * core where that is more. They are the library's own, sleep when there is nothing to do, and take no signals; a call waits for
- * none that has not come to its work. */
+ * core where that is more, up to 1024. They are the library's own, sleep when there is nothing to do, and take no signals; a call
+ * waits for none that has not come to its work. */
 CUFLASH_API int cuflash_get_num_threads(void);
 CUFLASH_API cuflash_status cuflash_set_num_threads(int threads);
 

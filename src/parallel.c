@@ -62,7 +62,9 @@ typedef struct helper {
     pthread_cond_t called;
     bool awake;
     pid_t id;
-    int avoided; /* the core it may not be on, -1: none */
+#ifdef __linux__
+    cpu_set_t cores; /* it was put on, none: not yet */
+#endif
 } helper;
 
 static struct {
@@ -104,7 +106,8 @@ static int most_threads(void) {
 static int first_threads(void) {
     const char *text = getenv("OMP_NUM_THREADS");
     long threads = text ? strtol(text, NULL, 10) : 0; /* the first of a list */
-    return threads < 1 ? processors() : threads < most_threads() ? (int)threads : most_threads();
+    if (threads < 1) threads = processors();
+    return threads < most_threads() ? (int)threads : most_threads();
 }
 
 static atomic_int chosen_threads; /* 0: not yet */
@@ -183,13 +186,10 @@ typedef struct {
 static int fullest_queue(const progress *p, queues some, int own) {
     int fullest = 0;
     int64_t most = INT64_MIN;
-    queues before_own = queues_between(0, own), first = some & ~before_own, then = some & before_own;
-    while (first | then) {
-        queues *from = first ? &first : &then;
-        int at = __builtin_ctzll(*from);
+    for (queues from_own = some >> own | some << (-own & (MOST_QUEUES - 1)); from_own; from_own &= from_own - 1) {
+        int at = (own + __builtin_ctzll(from_own)) % MOST_QUEUES;
         int64_t units = units_to_take(&p->queues[at]);
         if (units > most) most = units, fullest = at;
-        *from &= *from - 1;
     }
     return fullest;
 }
@@ -224,8 +224,8 @@ static bool find_place(job *j, int thread, place *found) {
     return false;
 }
 
-/* How many units a thread takes at once: half of its share of what is left, so that threads end together. What costs less whole it
- * takes whole while there is a whole one for every thread. */
+/* How many units of a queue a thread takes at once: half of its share of what is left, where as many threads share in each queue that
+ * has any, so that they end together. What costs less whole it takes whole while there is a whole one for each of them. */
 static int64_t fair_share(const job *j, const progress *p, const queue *q) {
     int64_t grain = p->stage->grain, whole = p->stage->whole < 1 ? 1 : p->stage->whole;
     if (grain <= 1) return 1;
@@ -252,9 +252,9 @@ static void take_units(job *j, place at, int thread) {
     queue *q = &p->queues[at.queue];
     do {
         int64_t some = fair_share(j, p, q), begin = atomic_fetch_add_explicit(&q->next, some, memory_order_relaxed);
+        if (begin + some >= q->end) atomic_fetch_and_explicit(&p->open, ~((queues)1 << at.queue), memory_order_relaxed);
         if (begin >= q->end) return;
         int64_t end = q->end - begin < some ? q->end : begin + some;
-        if (end == q->end) atomic_fetch_and_explicit(&p->open, ~((queues)1 << at.queue), memory_order_relaxed);
         s->fn(s->context, begin, end, thread);
         if (atomic_fetch_sub_explicit(&q->left, end - begin, memory_order_acq_rel) == end - begin)
             queue_is_done(j, p, at.queue);
@@ -319,7 +319,7 @@ static void close_entrance(entrance *e) {
     if (atomic_load(&e->state) % PRESENT > 0) atomic_fetch_and(&e->state, ~(uint32_t)(PRESENT - 1));
 }
 
-/* A helper leaves when there is nothing to take any more. Where it is not waited for, the job may be gone by then. */
+/* A helper leaves when there is nothing to take any more. The job may be gone then. */
 static void leave(entrance *e) {
     close_entrance(e);
     if (atomic_fetch_sub(&e->state, PRESENT) != WAITED_FOR + PRESENT) return;
@@ -336,18 +336,19 @@ static pid_t own_id(void) {
 #endif
 }
 
-/* Keeps a thread off the core of the one that calls. Left alone, Linux puts a thread that wakes on the caller's core where the one
- * it slept on is idle in a virtual machine, as it takes that for one the host has given to others. There it waits for the caller,
- * for milliseconds. */
-static void avoid_own_core(helper *h) {
+/* Keeps threads that are about to be woken off the core of the one that calls. Left alone, Linux puts a thread that wakes on the
+ * caller's core where the one it slept on is idle in a virtual machine, as it takes that for one the host has given to others. There
+ * it waits for the caller, for milliseconds. */
+static void avoid_own_core(helper *first, int count) {
 #ifdef __linux__
     cpu_set_t set;
     int core = sched_getcpu();
-    if (core < 0 || core == h->avoided || sched_getaffinity(0, sizeof set, &set) != 0 || CPU_COUNT(&set) < 2) return;
+    if (!first || core < 0 || sched_getaffinity(0, sizeof set, &set) != 0 || CPU_COUNT(&set) < 2) return;
     CPU_CLR(core, &set);
-    if (sched_setaffinity(h->id, sizeof set, &set) == 0) h->avoided = core;
+    for (helper *h = first; h && count > 0; h = h->other, count--)
+        if (!CPU_EQUAL(&h->cores, &set) && sched_setaffinity(h->id, sizeof set, &set) == 0) h->cores = set;
 #else
-    (void)h;
+    (void)first, (void)count;
 #endif
 }
 
@@ -380,7 +381,7 @@ static int choose_thread(job *j, int number) {
 }
 
 static void *help(void *number) {
-    helper h = {.number = (int)(intptr_t)number, .called = PTHREAD_COND_INITIALIZER, .id = own_id(), .avoided = -1};
+    helper h = {.number = (int)(intptr_t)number, .called = PTHREAD_COND_INITIALIZER, .id = own_id()};
     for (;;) {
         unsigned seen = atomic_load(&pool.posted);
         entrance *e = enter();
@@ -424,10 +425,10 @@ static entrance *post(job *j) {
         atomic_store(&e->state, (uint32_t)wanted);
         if (at >= atomic_load(&pool.entered)) atomic_store(&pool.entered, at + 1);
         atomic_fetch_add(&pool.posted, 1);
+        avoid_own_core(pool.sleeping, wanted);
         for (int i = 0; i < wanted && pool.sleeping; i++) {
             helper *h = pool.sleeping;
             pool.sleeping = h->other;
-            avoid_own_core(h);
             h->awake = true;
             pthread_cond_signal(&h->called);
         }
@@ -441,10 +442,8 @@ static void withdraw(entrance *e) {
     close_entrance(e);
     for (int i = 0; i < LOOKS && atomic_load(&e->state) > 0; i++) pause_a_little(); /* who came is about to leave */
     lock_pool();
-    if (atomic_load(&e->state) > 0) {
-        atomic_fetch_or(&e->state, WAITED_FOR);
-        while (atomic_load(&e->state) > WAITED_FOR) pthread_cond_wait(&pool.left, &pool.mutex);
-    }
+    atomic_fetch_or(&e->state, WAITED_FOR); /* until the next job */
+    while (atomic_load(&e->state) > WAITED_FOR) pthread_cond_wait(&pool.left, &pool.mutex);
     e->job = NULL;
     pthread_mutex_unlock(&pool.mutex);
 }
@@ -466,9 +465,12 @@ void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count
     for (int i = 0; i < MOST_THREADS / 64; i++) atomic_init(&j.here[i], 0);
     for (int i = 0; i < count; i++)
         if (stages[i].count > 0) add_stage(&j, &stages[i]);
+    int cancelable;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelable); /* others work on what is here */
     entrance *e = post(&j);
     do_stages(&j, 0);
     if (e) withdraw(e);
+    pthread_setcancelstate(cancelable, NULL);
 }
 
 void cuflash_parallel_for(int threads, int64_t count, int64_t grain, cuflash_range_fn fn, void *context) {
@@ -486,7 +488,6 @@ static void in_parent(void) {
     pthread_mutex_unlock(&pool.mutex);
 }
 static void in_child(void) {
-    pthread_mutex_init(&pool.mutex, NULL);
     pthread_cond_init(&pool.left, NULL);
     pool.sleeping = NULL;
     pool.threads = 0;
@@ -494,6 +495,7 @@ static void in_child(void) {
         pool.entrances[i].job = NULL;
         atomic_store(&pool.entrances[i].state, 0);
     }
+    pthread_mutex_unlock(&pool.mutex);
 }
 
 __attribute__((constructor)) static void watch_for_forks(void) {

@@ -7,7 +7,7 @@
 /* Works on units [begin, end). thread counts from 0 and stays below the number of threads asked for. */
 typedef void (*cuflash_range_fn)(void *context, int64_t begin, int64_t end, int thread);
 
-/* Units 0 ... count - 1, for which fn is called, up to grain units at a time, towards the end fewer. Units that read the same data
+/* Units 0 ... count - 1, for which fn is called, up to grain units at a time, towards the end fewer; by one thread all at once. Units that read the same data
  * may come in runs of equal length: a thread goes on with its run while there are units left in it, and so finds the data in its
  * cache. */
 typedef struct {
@@ -22,8 +22,9 @@ typedef struct {
 enum { CUFLASH_MOST_STAGES = 5 };
 
 /* Does the units of up to so many stages, first come first served, those of a stage when all of the one before are done; of a run
- * when the same run of the stage before is done, where both stages have as many, more than one. Which thread gets which unit is
- * open: results must not depend on it. One thread does all in their order. */
+ * when the same run of the stage before is done, where both stages have as many, more than one. Stages without units are as if they
+ * were not there. Which thread gets which unit is
+ * open: results must not depend on it. */
 void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count);
 
 /* One stage. */

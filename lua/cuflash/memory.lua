@@ -86,7 +86,7 @@ end
 
 --- Gives memory that tensors no longer hold back to a CUDA device, for other programs: it is kept for the next tensor otherwise.
 -- Collects garbage first, and waits for the device. Without a device named, does nothing where there is no CUDA. On the CPU what
--- is kept is a workspace of 32 to 256 MiB, for the next call that needs one as large.
+-- is kept is a workspace of 1 to 256 MiB, for the next call that needs one as large.
 -- @tparam[opt="cuda"] string device
 -- @function memory_trim
 function memory.memory_trim(device)

@@ -29,7 +29,7 @@ static void *call_repeatedly(void *context) {
     return NULL;
 }
 
-/* Calls from several threads at once, each with threads of its own, on different outputs. */
+/* Calls from several threads at once, with the same threads to help them, on different outputs. */
 static void test_callers(void) {
     check_in("several callers");
     enum { CALLERS = 4 };
@@ -139,7 +139,8 @@ static void *call_attention(void *f) {
 static void test_fork_amid_calls(void) {
     enum { CHILDREN = 200 };
     check_in("fork amid calls of other threads");
-    const shape_case shape = {1, 2, 2, 40, 40, 16, 16, false, 0};
+    CHECK_OK(cuflash_set_num_threads(2));
+    const shape_case shape = {1, 4, 4, 128, 128, 32, 32, false, 0}; /* enough for two threads */
     fixture own, other;
     fixture_make(&own, &shape, CUFLASH_FLOAT32, DENSE, 6);
     fixture_make(&other, &shape, CUFLASH_FLOAT32, DENSE, 7);

@@ -265,9 +265,9 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
     const cuflash_cpu_kernels *kernels = plan->kernels;
     bool few = !split && cuflash_cpu_is_few(plan->rows, p->dtype, kernels->vector);
     bool few_by_pairs = few && kernels->on_pairs && cuflash_cpu_few_by_pairs(plan->rows, p->dtype);
-    int64_t each = split ? plan->splits : plan->row_blocks;
+    int64_t each = split ? plan->splits : plan->row_blocks, units = plan->units / plan->halves;
     char what[96], parts[48] = "", together[48] = "";
-    const char *halves = plan->halves > 1 ? ", in halves" : "";
+    const char *halves = plan->halves > 1 && plan->threads > 1 ? ", the last ones by halves" : "";
     if (plan->key_parts > 1) snprintf(parts, sizeof parts, ", keys in %lld parts", (long long)plan->key_parts);
     if (plan->together > 1)
         snprintf(together, sizeof together, split ? ", %lld row blocks at a time" : ", up to %lld at a time",
@@ -284,7 +284,7 @@ void cuflash_cpu_plan_describe(const cuflash_cpu_plan *plan, const cuflash_probl
              "tile: %d query rows x %d keys%s\n"
              "work: %lld unit%s (%lld batch x KV head, %lld %s%s each%s%s%s) on %d thread%s\n",
              kernels->name, what, kernels->block_m, (int)cuflash_tile_keys(plan),
-             plan->group > 1 ? ", query heads of a KV head together" : "", (long long)plan->units, plan->units == 1 ? "" : "s",
+             plan->group > 1 ? ", query heads of a KV head together" : "", (long long)units, units == 1 ? "" : "s",
              (long long)plan->pairs, (long long)each, split ? "split" : "row block", each == 1 ? "" : "s", halves, parts,
              together, plan->threads, plan->threads == 1 ? "" : "s");
 }

@@ -23,9 +23,9 @@ enum { CUFLASH_MOST_STAGES = 5 };
 
 /* Does the units of up to so many stages, first come first served, those of a stage when all of the one before are done; of a run
  * when the same run of the stage before is done, where both stages have as many, more than one. Stages without units are as if they
- * were not there. Which thread gets which unit is
- * open: results must not depend on it. */
-void cuflash_parallel_stages(int threads, const cuflash_stage *stages, int count);
+ * were not there. Which thread gets which unit is open: results must not depend on it. Of the threads up to `woken`, at least one,
+ * are woken if they sleep; the others help if they are awake. */
+void cuflash_parallel_stages(int threads, int woken, const cuflash_stage *stages, int count);
 
 /* One stage. */
 void cuflash_parallel_for(int threads, int64_t count, int64_t grain, cuflash_range_fn fn, void *context);

@@ -96,7 +96,7 @@ static void make_stages(test *t, uint64_t seed) {
 static void check_stages(uint64_t seed) {
     static _Thread_local test t;
     make_stages(&t, seed);
-    cuflash_parallel_stages(t.threads, t.stages, t.count);
+    cuflash_parallel_stages(t.threads, 1 + (int)(seed % MOST_THREADS), t.stages, t.count);
     CHECK_F(t.failures == 0, "stages %d: %d times units were wrong, not ready, or a thread's number taken", (int)seed,
             t.failures);
     for (int i = 0; i < t.count; i++)
@@ -136,7 +136,7 @@ static void take(void *context, int64_t begin, int64_t end, int thread) {
 static void check_takes(int64_t whole) {
     takes t = {.count = 60 * whole, .whole = whole};
     cuflash_stage stage = {.count = t.count, .grain = 8 * whole, .fn = take, .context = &t, .whole = whole};
-    cuflash_parallel_stages(2, &stage, 1);
+    cuflash_parallel_stages(2, 2, &stage, 1);
     CHECK_F(t.failures == 0, "units that are whole by %d: %d times a thread took too many, or too few", (int)whole, t.failures);
     CHECK_F(t.last == 1, "units that are whole by %d: a thread took the last %d at once", (int)whole, (int)t.last);
 }
@@ -151,7 +151,7 @@ static void take_long(void *context, int64_t begin, int64_t end, int thread) {
 static void check_long_wait(void) {
     atomic_int done = 0;
     cuflash_stage stage = {.count = 2, .grain = 1, .fn = take_long, .context = &done}, stages[] = {stage, stage};
-    cuflash_parallel_stages(2, stages, 2);
+    cuflash_parallel_stages(2, 2, stages, 2);
     CHECK(done == 4);
 }
 

@@ -182,18 +182,18 @@ static int64_t keys_to_convert(const cuflash_cpu_plan *plan, const cuflash_probl
     return keys <= MOST_KEYS ? keys : 0;
 }
 
-/* A thread that gets less work than this, in multiply-adds, costs more to wake than it saves: 16 us in float32. Threads that sleep
- * begin after 30 us, in virtual machines after up to 500. */
-static const double WORK_PER_THREAD = 2e6;
+/* A thread that gets less work than this, in multiply-adds, costs more to tell than it saves, or to wake: 4 and 16 us in float32.
+ * Threads that sleep begin after 30 us, in virtual machines after up to 500. */
+static const double WORK_PER_THREAD = 5e5, WORK_PER_WOKEN_THREAD = 2e6;
 
 /* Few rows of a pair take as long as 16: reading its keys. */
 static const double FEWEST_ROWS = 16;
 
-static int worthwhile_threads(const cuflash_cpu_plan *plan, const cuflash_problem *p, int threads) {
+static int worthwhile_threads(const cuflash_cpu_plan *plan, const cuflash_problem *p, int threads, double least) {
     double rows = (double)plan->rows < FEWEST_ROWS ? FEWEST_ROWS : (double)plan->rows;
     double work = (double)plan->pairs * rows * mean_visible_keys(p) * multiply_adds(p, plan->pass);
     int64_t units = plan->units;
-    if (threads > work / WORK_PER_THREAD) threads = (int)(work / WORK_PER_THREAD);
+    if (threads > work / least) threads = (int)(work / least);
     if (threads > units) threads = (int)units;
     return threads > 1 ? threads : 1;
 }
@@ -236,7 +236,8 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     }
     plan->halves = pass == CUFLASH_FORWARD && plan->key_parts == 1 && plan->rows > kernels->block_m / 2 ? 2 : 1;
     plan->units = plan->pairs * plan->key_parts * (pass == CUFLASH_FORWARD ? plan->row_blocks * plan->halves : plan->splits);
-    plan->threads = worthwhile_threads(plan, p, threads);
+    plan->threads = worthwhile_threads(plan, p, threads, WORK_PER_THREAD);
+    plan->woken = worthwhile_threads(plan, p, threads, WORK_PER_WOKEN_THREAD);
     plan->together = pass == CUFLASH_BACKWARD && plan->packed_bytes > 0 && plan->row_blocks > plan->splits ? 2 : 1;
     if (gain_together(plan, p)) /* up to so many: results do not depend on it */
         plan->together = plan->row_blocks < CUFLASH_MOST_TOGETHER ? plan->row_blocks : CUFLASH_MOST_TOGETHER;
@@ -362,5 +363,5 @@ void cuflash_cpu_run(const cuflash_cpu_plan *plan, const cuflash_problem *p, cuf
         if (!cuflash_keys_at_once(plan) && (p->dk.data || p->dv.data))
             add_stage(&r, &w, kernels->backward_finish_keys, plan->pairs * cuflash_key_blocks(p, kernels->block_n));
     }
-    cuflash_parallel_stages(plan->threads, r.stages, r.count);
+    cuflash_parallel_stages(plan->threads, plan->woken, r.stages, r.count);
 }

@@ -18,7 +18,8 @@ static inline int64_t cuflash_key_blocks(const cuflash_problem *p, int64_t size)
 typedef struct {
     const struct cuflash_cpu_kernels *kernels;
     cuflash_pass pass;
-    int threads;
+    int threads;            /* at most */
+    int woken;              /* of them, where they sleep */
     int64_t group;          /* query heads per KV head */
     int64_t pairs;          /* batch * heads_kv */
     int64_t rows;           /* per pair: group * seq_q */

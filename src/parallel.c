@@ -194,23 +194,6 @@ static int64_t units_to_take(const queue *q) {
     return q->end - atomic_load_explicit(&q->next, memory_order_relaxed);
 }
 
-typedef struct {
-    progress *stage;
-    int queue;
-} place;
-
-/* Of some queues the one that has most left to take: from `own` on the first of those. */
-static int fullest_queue(const progress *p, queues some, int own) {
-    int fullest = 0;
-    int64_t most = INT64_MIN;
-    for (queues from_own = some >> own | some << (-own & (MOST_QUEUES - 1)); from_own; from_own &= from_own - 1) {
-        int at = (own + __builtin_ctzll(from_own)) % MOST_QUEUES;
-        int64_t units = units_to_take(&p->queues[at]);
-        if (units > most) most = units, fullest = at;
-    }
-    return fullest;
-}
-
 static int first_own(const job *j, const progress *p, int thread) {
     return (int)((int64_t)thread * p->count / j->threads);
 }
@@ -221,6 +204,23 @@ static queues own_queues(const job *j, const progress *p, int thread) {
     return queues_between(begin, end > begin ? end : begin + 1);
 }
 
+typedef struct {
+    progress *stage;
+    int queue;
+} place;
+
+/* Of some queues, at least one, the one that has most left to take: from the thread's own on the first of those. */
+static place fullest_queue(const job *j, progress *p, queues some, int thread) {
+    int own = first_own(j, p, thread), fullest = own;
+    int64_t most = INT64_MIN;
+    for (queues from_own = some >> own | some << (-own & (MOST_QUEUES - 1)); from_own; from_own &= from_own - 1) {
+        int at = (own + __builtin_ctzll(from_own)) % MOST_QUEUES;
+        int64_t units = units_to_take(&p->queues[at]);
+        if (units > most) most = units, fullest = at;
+    }
+    return (place){p, fullest};
+}
+
 /* Where the thread goes on. First in queues of its own, at the latest stage that is ready, so that it finds in its cache what it
  * has just done; then where most is left of the earliest stage. */
 static bool find_place(job *j, int thread, place *found) {
@@ -228,21 +228,20 @@ static bool find_place(job *j, int thread, place *found) {
         progress *p = &j->stages[s];
         queues ready = ready_queues(j, p), own = ready & own_queues(j, p, thread);
         if (own == 0) continue;
-        *found = (place){p, fullest_queue(p, p->stage->shrink ? ready : own, first_own(j, p, thread))};
+        *found = fullest_queue(j, p, p->stage->shrink ? ready : own, thread);
         return true;
     }
     for (int s = 0; s < j->count; s++) {
-        progress *p = &j->stages[s];
-        queues ready = ready_queues(j, p);
+        queues ready = ready_queues(j, &j->stages[s]);
         if (ready == 0) continue;
-        *found = (place){p, fullest_queue(p, ready, first_own(j, p, thread))};
+        *found = fullest_queue(j, &j->stages[s], ready, thread);
         return true;
     }
     return false;
 }
 
-/* How many units of a queue a thread takes at once: half of its share of what is left, where as many threads share in each queue that
- * has any, so that they end together. What costs less whole it takes whole while there is a whole one for each of them. */
+/* How many units of a queue a thread takes at once: half of its share of what is left, where as many threads share in each queue
+ * that has any, so that they end together. What costs less whole it takes whole while there is a whole one for each of them. */
 static int64_t fair_share(const job *j, const progress *p, const queue *q) {
     int64_t grain = p->stage->grain, whole = p->stage->whole < 1 ? 1 : p->stage->whole;
     if (grain <= 1) return 1;
@@ -353,19 +352,19 @@ static pid_t own_id(void) {
 #endif
 }
 
-/* Keeps threads that are about to be woken off the core of the one that calls. Left alone, Linux puts a thread that wakes on the
- * caller's core where the one it slept on is idle in a virtual machine, as it takes that for one the host has given to others. There
- * it waits for the caller, for milliseconds. */
-static void avoid_own_core(helper *first, int count) {
+/* Keeps the first of those that sleep, who are about to be woken, off the core of the one that calls. Left alone, Linux puts a
+ * thread that wakes on the caller's core where the one it slept on is idle in a virtual machine, as it takes that for one the host
+ * has given to others. There it waits for the caller, for milliseconds. */
+static void avoid_own_core(int count) {
 #ifdef __linux__
     cpu_set_t set;
     int core = sched_getcpu();
     if (core < 0 || sched_getaffinity(0, sizeof set, &set) != 0 || CPU_COUNT(&set) < 2) return;
     CPU_CLR(core, &set);
-    for (helper *h = first; h && count > 0; h = h->other, count--)
+    for (helper *h = pool.sleeping; h && count > 0; h = h->other, count--)
         if (!CPU_EQUAL(&h->cores, &set) && sched_setaffinity(h->id, sizeof set, &set) == 0) h->cores = set;
 #else
-    (void)first, (void)count;
+    (void)count;
 #endif
 }
 
@@ -441,7 +440,7 @@ static int idle_helpers(void) {
 /* With the pool's mutex. */
 static void wake(int count) {
     if (count <= 0 || !pool.sleeping) return;
-    avoid_own_core(pool.sleeping, count);
+    avoid_own_core(count);
     for (; count > 0 && pool.sleeping; count--) {
         helper *h = pool.sleeping;
         pool.sleeping = h->other;
@@ -451,8 +450,8 @@ static void wake(int count) {
     }
 }
 
-/* So many of its helpers are woken, or all where jobs follow each other so soon that these find the next one before they sleep. NULL:
- * others have all entrances. */
+/* So many of its helpers are woken, or all where jobs follow each other so soon that these find the next one before they sleep.
+ * NULL: others have all entrances. */
 static entrance *post(job *j, int woken) {
     int wanted = j->threads - 1, at = 0;
     lock_pool();

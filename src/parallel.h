@@ -7,9 +7,9 @@
 /* Works on units [begin, end). thread counts from 0 and stays below the number of threads asked for. */
 typedef void (*cuflash_range_fn)(void *context, int64_t begin, int64_t end, int thread);
 
-/* Units 0 ... count - 1, for which fn is called, up to grain units at a time, towards the end fewer; by one thread all at once. Units that read the same data
- * may come in runs of equal length: a thread goes on with its run while there are units left in it, and so finds the data in its
- * cache. */
+/* Units 0 ... count - 1, for which fn is called, up to grain units at a time, towards the end fewer; by one thread all at once.
+ * Units that read the same data may come in runs of equal length: a thread goes on with its run while there are units left in it,
+ * and so finds the data in its cache. */
 typedef struct {
     int64_t count, grain;
     cuflash_range_fn fn;

@@ -29,7 +29,7 @@ struct test {
 };
 
 static int64_t unit_mark(int stage, int64_t unit) {
-    return 1000 * (stage + 1) + unit;
+    return MOST_UNITS * (int64_t)(stage + 1) + unit; /* never 0 */
 }
 
 /* Is all done that units of a stage's run need? */

@@ -189,12 +189,16 @@ static const double WORK_PER_THREAD = 5e5, WORK_PER_WOKEN_THREAD = 2e6;
 /* Few rows of a pair take as long as 16: reading its keys. */
 static const double FEWEST_ROWS = 16;
 
-static int worthwhile_threads(const cuflash_cpu_plan *plan, const cuflash_problem *p, int threads, double least) {
+/* In multiply-adds. */
+static double work_of(const cuflash_cpu_plan *plan, const cuflash_problem *p) {
     double rows = (double)plan->rows < FEWEST_ROWS ? FEWEST_ROWS : (double)plan->rows;
-    double work = (double)plan->pairs * rows * mean_visible_keys(p) * multiply_adds(p, plan->pass);
-    int64_t units = plan->units;
+    return (double)plan->pairs * rows * mean_visible_keys(p) * multiply_adds(p, plan->pass);
+}
+
+/* Of so many at most, those that get at least so much of the work each, and a unit. */
+static int worthwhile_threads(const cuflash_cpu_plan *plan, double work, int threads, double least) {
     if (threads > work / least) threads = (int)(work / least);
-    if (threads > units) threads = (int)units;
+    if (threads > plan->units) threads = (int)plan->units;
     return threads > 1 ? threads : 1;
 }
 
@@ -236,8 +240,9 @@ cuflash_status cuflash_cpu_plan_make(cuflash_cpu_plan *plan, const cuflash_probl
     }
     plan->halves = pass == CUFLASH_FORWARD && plan->key_parts == 1 && plan->rows > kernels->block_m / 2 ? 2 : 1;
     plan->units = plan->pairs * plan->key_parts * (pass == CUFLASH_FORWARD ? plan->row_blocks * plan->halves : plan->splits);
-    plan->threads = worthwhile_threads(plan, p, threads, WORK_PER_THREAD);
-    plan->woken = worthwhile_threads(plan, p, threads, WORK_PER_WOKEN_THREAD);
+    double work = work_of(plan, p);
+    plan->threads = worthwhile_threads(plan, work, threads, WORK_PER_THREAD);
+    plan->woken = worthwhile_threads(plan, work, plan->threads, WORK_PER_WOKEN_THREAD);
     plan->together = pass == CUFLASH_BACKWARD && plan->packed_bytes > 0 && plan->row_blocks > plan->splits ? 2 : 1;
     if (gain_together(plan, p)) /* up to so many: results do not depend on it */
         plan->together = plan->row_blocks < CUFLASH_MOST_TOGETHER ? plan->row_blocks : CUFLASH_MOST_TOGETHER;

@@ -275,8 +275,8 @@ static void forward(const cuflash_cpu_work *work, int64_t unit, int64_t count, f
     for (int64_t number = unit / each; number * each < unit + count; number++) {
         row_block block = forward_block(plan, p, number);
         bool few = plan->packed_bytes == 0 && cuflash_cpu_is_few(block.rows, p->k.dtype, VL);
-        int64_t own = number * each;
-        if (plan->halves == 2) block = halves_of_block(plan, p, &block, unit - own, unit - own + count);
+        int64_t from = unit - number * each, to = from + count;
+        if (plan->halves == 2 && (from > 0 || to < 2)) block = halves_of_block(plan, p, &block, from, to);
         if (block.rows == 0) continue;
         if (few) {
             attend_few(plan, p, &block, &w[0], begin, end, work->ticket);

@@ -9,7 +9,7 @@
 #include "check.h"
 #include "parallel.h"
 
-enum { MOST_UNITS = 1000, MOST_THREADS = 9 };
+enum { MOST_UNITS = 1000, FEW_THREADS = 9, MOST_THREADS = 150 };
 
 typedef struct test test;
 
@@ -74,10 +74,10 @@ static int64_t draw(uint64_t *state, int64_t below) {
 }
 
 /* Stages as they come: some are empty, some have as many runs as the one before. */
-static void make_stages(test *t, uint64_t seed) {
+static void make_stages(test *t, uint64_t seed, int most_threads) {
     static const int64_t runs[] = {0, 1, 2, 3, 16, 63, 64, 65, 130};
     uint64_t state = seed;
-    *t = (test){.count = 1 + (int)draw(&state, CUFLASH_MOST_STAGES), .threads = 1 + (int)draw(&state, MOST_THREADS)};
+    *t = (test){.count = 1 + (int)draw(&state, CUFLASH_MOST_STAGES), .threads = 1 + (int)draw(&state, most_threads)};
     for (int i = 0; i < t->count; i++) {
         int64_t own = i > 0 && draw(&state, 2) ? t->stages[i - 1].runs : runs[draw(&state, COUNT_OF(runs))];
         int64_t whole = 1 + draw(&state, 2) * draw(&state, 3);
@@ -93,10 +93,10 @@ static void make_stages(test *t, uint64_t seed) {
     }
 }
 
-static void check_stages(uint64_t seed) {
+static void check_stages(uint64_t seed, int most_threads) {
     static _Thread_local test t;
-    make_stages(&t, seed);
-    cuflash_parallel_stages(t.threads, 1 + (int)(seed % MOST_THREADS), t.stages, t.count);
+    make_stages(&t, seed, most_threads);
+    cuflash_parallel_stages(t.threads, 1 + (int)(seed % (uint64_t)most_threads), t.stages, t.count);
     CHECK_F(t.failures == 0, "stages %d: %d times units were wrong, not ready, or a thread's number taken", (int)seed,
             t.failures);
     for (int i = 0; i < t.count; i++)
@@ -156,23 +156,30 @@ static void check_long_wait(void) {
 }
 
 static void *check_some(void *first) {
-    for (int i = 0; i < 100; i++) check_stages((uint64_t)(uintptr_t)first + (uint64_t)i);
+    for (int i = 0; i < 100; i++) check_stages((uint64_t)(uintptr_t)first + (uint64_t)i, FEW_THREADS);
     return NULL;
 }
 
-/* Several callers at once have the same threads to help them. */
-static void check_callers(void) {
-    enum { CALLERS = 3 };
-    pthread_t callers[CALLERS];
-    for (uintptr_t i = 0; i < CALLERS; i++) CHECK(pthread_create(&callers[i], NULL, check_some, (void *)(1000 + i * 100)) == 0);
-    for (int i = 0; i < CALLERS; i++) pthread_join(callers[i], NULL);
+static void *check_a_few(void *first) {
+    for (int i = 0; i < 4; i++) check_stages((uint64_t)(uintptr_t)first + (uint64_t)i, FEW_THREADS);
+    return NULL;
+}
+
+/* Several callers at once have the same threads to help them; more of them than jobs that can be helped with, too. */
+static void check_callers(int callers, void *(*check)(void *)) {
+    enum { MOST = 100 };
+    pthread_t threads[MOST];
+    for (int i = 0; i < callers; i++) CHECK(pthread_create(&threads[i], NULL, check, (void *)(uintptr_t)(1000 + i * 100)) == 0);
+    for (int i = 0; i < callers; i++) pthread_join(threads[i], NULL);
 }
 
 int main(void) {
     alarm(300); /* where a thread waits for ever */
     check_some((void *)1);
     check_some((void *)101);
-    check_callers();
+    for (uint64_t seed = 201; seed < 231; seed++) check_stages(seed, MOST_THREADS);
+    check_callers(3, check_some);
+    check_callers(100, check_a_few);
     check_long_wait();
     for (int64_t whole = 1; whole <= 4; whole++) check_takes(whole);
     return check_result();

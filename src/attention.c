@@ -29,10 +29,10 @@ static cuflash_status run(const char *fn, const cuflash_attention *given, cuflas
     CUFLASH_TRY(cuflash_plan_make(&plan, &problem, pass));
     void *own = NULL;
     if (given->workspace) CUFLASH_TRY(check_workspace(fn, given, plan.workspace_bytes));
+    unsigned ticket = cuflash_interruptible_begin();          /* to map a large workspace takes a while, too */
     cudaStream_t before = cuflash_set_stream(problem.stream); /* a workspace of our own belongs to the call's stream */
     cuflash_status status = CUFLASH_SUCCESS;
     if (!given->workspace) status = cuflash_workspace_new(&own, problem.device, plan.workspace_bytes, fn);
-    unsigned ticket = cuflash_interruptible_begin();
     if (status == CUFLASH_SUCCESS) status = cuflash_plan_run(&plan, &problem, own ? own : given->workspace, ticket);
     cuflash_workspace_release(own, problem.device, plan.workspace_bytes);
     cuflash_set_stream(before);

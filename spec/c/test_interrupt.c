@@ -13,10 +13,14 @@ enum {
     AT_WORK_MS = 100, /* far above what a call checks first */
 };
 
-static double now_ms(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+static double clock_ms(clockid_t clock) {
+    struct timespec t = {0};
+    clock_gettime(clock, &t);
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
+}
+
+static double now_ms(void) {
+    return clock_ms(CLOCK_MONOTONIC);
 }
 
 static void sleep_ms(int ms) {
@@ -81,12 +85,10 @@ static void *run(void *context) {
     return NULL;
 }
 
-/* What a thread has had of a core. */
+/* What a thread has had of a core; 0 where it has ended. */
 static double worked_ms(pthread_t thread) {
     clockid_t clock;
-    struct timespec t = {0};
-    if (pthread_getcpuclockid(thread, &clock) == 0) clock_gettime(clock, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
+    return pthread_getcpuclockid(thread, &clock) == 0 ? clock_ms(clock) : 0;
 }
 
 /* Returns when the call has begun, as it has after some time of its own, however busy the machine is. */

@@ -155,31 +155,35 @@ static void check_long_wait(void) {
     CHECK(done == 4);
 }
 
-static void *check_some(void *first) {
-    for (int i = 0; i < 100; i++) check_stages((uint64_t)(uintptr_t)first + (uint64_t)i, FEW_THREADS);
-    return NULL;
-}
+typedef struct {
+    uint64_t first;
+    int count;
+} seeds;
 
-static void *check_a_few(void *first) {
-    for (int i = 0; i < 4; i++) check_stages((uint64_t)(uintptr_t)first + (uint64_t)i, FEW_THREADS);
+static void *check_seeds(void *context) {
+    const seeds *s = context;
+    for (int i = 0; i < s->count; i++) check_stages(s->first + (uint64_t)i, FEW_THREADS);
     return NULL;
 }
 
 /* Several callers at once have the same threads to help them; more of them than jobs that can be helped with, too. */
-static void check_callers(int callers, void *(*check)(void *)) {
+static void check_callers(int callers, int seeds_each) {
     enum { MOST = 100 };
     pthread_t threads[MOST];
-    for (int i = 0; i < callers; i++) CHECK(pthread_create(&threads[i], NULL, check, (void *)(uintptr_t)(1000 + i * 100)) == 0);
+    seeds own[MOST];
+    for (int i = 0; i < callers; i++) {
+        own[i] = (seeds){1000 + (uint64_t)i * 100, seeds_each};
+        CHECK(pthread_create(&threads[i], NULL, check_seeds, &own[i]) == 0);
+    }
     for (int i = 0; i < callers; i++) pthread_join(threads[i], NULL);
 }
 
 int main(void) {
     alarm(300); /* where a thread waits for ever */
-    check_some((void *)1);
-    check_some((void *)101);
+    check_seeds(&(seeds){1, 200});
     for (uint64_t seed = 201; seed < 231; seed++) check_stages(seed, MOST_THREADS);
-    check_callers(3, check_some);
-    check_callers(100, check_a_few);
+    check_callers(3, 100);
+    check_callers(100, 4);
     check_long_wait();
     for (int64_t whole = 1; whole <= 4; whole++) check_takes(whole);
     return check_result();
